@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package link
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"sync"
+)
+
+// MaxFrame bounds the body of a frame in bytes. The longest honest message, a
+// Hello with every instance, is a tenth of it.
+const MaxFrame = 4 << 20
+
+// header is magic, body length, sequence number and CRC of the body, all
+// little-endian 32-bit.
+const headerSize = 16
+
+const magic = 0x5445565a // "ZVET"
+
+// ErrCorrupt is returned for a frame that no honest peer sends. The stream has
+// no resynchronisation: after a corrupt frame the link is dead.
+var ErrCorrupt = errors.New("guest link: corrupt frame")
+
+// Position is where both directions of a link stand. A virtual machine restored
+// from a snapshot goes on with the numbers of the moment the snapshot was taken,
+// so the host's end has to as well.
+type Position struct {
+	Sent, Received uint32
+}
+
+// Conn is one end of the link. Send may be called from several goroutines,
+// Receive from one.
+type Conn struct {
+	stream io.ReadWriter
+
+	sendLock sync.Mutex
+	sent     uint32
+	received uint32
+}
+
+// NewConn returns the end of a fresh link.
+func NewConn(stream io.ReadWriter) *Conn { return &Conn{stream: stream} }
+
+// NewConnAt returns the end of a link that goes on at position.
+func NewConnAt(stream io.ReadWriter, position Position) *Conn {
+	return &Conn{stream: stream, sent: position.Sent, received: position.Received}
+}
+
+// Position returns where the link stands. It is only meaningful while nobody
+// sends or receives.
+func (c *Conn) Position() Position {
+	c.sendLock.Lock()
+	defer c.sendLock.Unlock()
+	return Position{Sent: c.sent, Received: c.received}
+}
+
+// Send writes one message. Body may be nil.
+func (c *Conn) Send(kind Kind, body any) error {
+	message := Message{Kind: kind}
+	if body != nil {
+		encoded, err := json.Marshal(body)
+		if err != nil {
+			return fmt.Errorf("guest link: encode %s: %w", kind, err)
+		}
+		message.Body = encoded
+	}
+	payload, err := json.Marshal(&message)
+	if err != nil {
+		return fmt.Errorf("guest link: encode %s: %w", kind, err)
+	}
+	if len(payload) > MaxFrame {
+		return fmt.Errorf("guest link: %s message of %d bytes is over the limit of %d", kind, len(payload), MaxFrame)
+	}
+
+	c.sendLock.Lock()
+	defer c.sendLock.Unlock()
+	frame := make([]byte, headerSize, headerSize+len(payload))
+	binary.LittleEndian.PutUint32(frame[0:], magic)
+	binary.LittleEndian.PutUint32(frame[4:], uint32(len(payload)))
+	binary.LittleEndian.PutUint32(frame[8:], c.sent)
+	binary.LittleEndian.PutUint32(frame[12:], crc32.ChecksumIEEE(payload))
+	// One write per frame: a reader that dies in between must not leave half
+	// a frame of one sender in front of another's.
+	if _, err := c.stream.Write(append(frame, payload...)); err != nil {
+		return fmt.Errorf("guest link: send %s: %w", kind, err)
+	}
+	c.sent++
+	return nil
+}
+
+// Receive reads the next message. It returns io.EOF when the peer closed the
+// link between two frames, io.ErrUnexpectedEOF inside one, and an error that
+// wraps ErrCorrupt for bytes that are no frame or not the next one.
+func (c *Conn) Receive() (*Message, error) {
+	var header [headerSize]byte
+	if _, err := io.ReadFull(c.stream, header[:]); err != nil {
+		return nil, err
+	}
+	if got := binary.LittleEndian.Uint32(header[0:]); got != magic {
+		return nil, fmt.Errorf("%w: magic %#x", ErrCorrupt, got)
+	}
+	length := binary.LittleEndian.Uint32(header[4:])
+	if length > MaxFrame {
+		return nil, fmt.Errorf("%w: %d bytes, over the limit of %d", ErrCorrupt, length, MaxFrame)
+	}
+	if got := binary.LittleEndian.Uint32(header[8:]); got != c.received {
+		return nil, fmt.Errorf("%w: sequence number %d where %d was due", ErrCorrupt, got, c.received)
+	}
+	payload := make([]byte, length)
+	if _, err := io.ReadFull(c.stream, payload); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, err
+	}
+	if crc32.ChecksumIEEE(payload) != binary.LittleEndian.Uint32(header[12:]) {
+		return nil, fmt.Errorf("%w: checksum", ErrCorrupt)
+	}
+	var message Message
+	if err := json.Unmarshal(payload, &message); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	c.received++
+	return &message, nil
+}
+
+// Decode unpacks a message's body.
+func Decode[T any](message *Message) (T, error) {
+	var body T
+	if err := json.Unmarshal(message.Body, &body); err != nil {
+		return body, fmt.Errorf("guest link: %s body: %w", message.Kind, err)
+	}
+	return body, nil
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+// Package link is the guest link: the framed messages that host and agent
+// exchange over a virtio-serial port of their own, and the types they carry.
+// The console is never used for results, because the kernel may print anything
+// there at any time.
+//
+// The host speaks first only to start work; the agent says hello by itself. The
+// conversation is:
+//
+//	agent → host  Hello            once, when links and namespaces are up
+//	host  → agent Run              which instances, in which order
+//	agent → host  CaseStart, Log, CaseEnd   per instance
+//	agent → host  Call             a case drives the NIC; the host answers Reply
+//	agent → host  Done             the end of a Run, explicit
+//	agent → host  Heartbeat        every HeartbeatInterval, from PID 1
+//	host  → agent Shutdown         power off
+package link
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Version is raised when a message changes its meaning; host and agent built
+// from different trees refuse to talk.
+const Version = 1
+
+// HeartbeatInterval is how often the agent shows that PID 1 is still scheduled.
+const HeartbeatInterval = 500 * time.Millisecond
+
+// PortName is the name of the virtio-serial port, as /sys/class/virtio-ports
+// shows it.
+const PortName = "zcvet.link"
+
+// Kind tells what a message carries.
+type Kind string
+
+// The kinds of message, with the body type that goes with each.
+const (
+	KindHello     Kind = "hello"      // Hello
+	KindRun       Kind = "run"        // Run
+	KindCaseStart Kind = "case-start" // CaseStart
+	KindLog       Kind = "log"        // Log
+	KindCaseEnd   Kind = "case-end"   // CaseEnd
+	KindCall      Kind = "call"       // Call
+	KindReply     Kind = "reply"      // Reply
+	KindDone      Kind = "done"       // Done
+	KindHeartbeat Kind = "heartbeat"  // no body
+	KindShutdown  Kind = "shutdown"   // no body
+	KindFatal     Kind = "fatal"      // Fatal
+)
+
+// Message is one frame.
+type Message struct {
+	Kind Kind            `json:"kind"`
+	Body json.RawMessage `json:"body,omitempty"`
+}
+
+// Hello says that the agent is ready and what it found.
+type Hello struct {
+	Version   int        `json:"version"`
+	Release   string     `json:"release"` // uname -r
+	Features  []Feature  `json:"features"`
+	Instances []Instance `json:"instances"` // every case on every axis it applies to
+}
+
+// Feature is something a case can need of the kernel or the machine.
+type Feature struct {
+	Name   string `json:"name"`
+	Here   bool   `json:"here"`
+	Reason string `json:"reason,omitempty"` // why it is not here
+}
+
+// Instance is one case on one protocol, family and link. Axes a case does not
+// vary over are empty.
+type Instance struct {
+	ID     string   `json:"id"`
+	Name   string   `json:"name"`
+	Covers []string `json:"covers"`
+	Level  string   `json:"level"` // "MUST" or "SHOULD"
+	Proto  string   `json:"proto,omitempty"`
+	Family string   `json:"family,omitempty"`
+	Link   string   `json:"link,omitempty"`
+}
+
+// Run asks the agent to run instances in this order.
+type Run struct {
+	Instances []string   `json:"instances"`
+	Parameter Parameters `json:"parameters"`
+}
+
+// Parameters is what the host knows about the kernel under test and the guest
+// cannot find out by itself.
+type Parameters struct {
+	// ABI is the profile of the series: "v6", "v7", "v8", or empty for none.
+	ABI string `json:"abi"`
+	// Constant is SCM_ZC_NOTIFICATION from the built tree's headers, 0 if the
+	// tree defines none.
+	Constant int   `json:"constant"`
+	Seed     int64 `json:"seed"`
+	// CaseTimeout bounds one case; the agent kills the case's process at it.
+	CaseTimeout time.Duration `json:"case_timeout"`
+	// TimeScale multiplies the patience of waits inside a case; 1 under KVM,
+	// larger under TCG and on debug kernels.
+	TimeScale float64 `json:"time_scale"`
+}
+
+// CaseStart says that an instance begins.
+type CaseStart struct {
+	ID string `json:"id"`
+}
+
+// Log is a line a case noted.
+type Log struct {
+	ID   string `json:"id"`
+	Line string `json:"line"`
+}
+
+// CaseEnd is the result of an instance.
+type CaseEnd struct {
+	ID     string        `json:"id"`
+	Status string        `json:"status"` // pass, fail, skip or timeout
+	Detail string        `json:"detail,omitempty"`
+	Took   time.Duration `json:"took"`
+	// Tainted is /proc/sys/kernel/tainted after the case.
+	Tainted uint64 `json:"tainted"`
+}
+
+// Call asks the host to do something for the case that runs: one of the NIC
+// methods of package nic.
+type Call struct {
+	Number uint64          `json:"number"` // chosen by the guest, echoed in Reply
+	Method string          `json:"method"`
+	Args   json.RawMessage `json:"args,omitempty"`
+}
+
+// Reply answers a Call.
+type Reply struct {
+	Number uint64          `json:"number"`
+	Error  string          `json:"error,omitempty"`
+	Result json.RawMessage `json:"result,omitempty"`
+}
+
+// Done ends a Run.
+type Done struct {
+	Ran int `json:"ran"`
+}
+
+// Fatal is the agent's last word when it cannot go on.
+type Fatal struct {
+	Error string `json:"error"`
+}

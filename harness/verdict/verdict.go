@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+// Package verdict holds the result of a run as run.json stores it, and the rule
+// that turns results into one verdict.
+//
+// The JSON form is a contract: other people's scripts read it. Fields are added,
+// never renamed, and Schema is raised if a meaning ever has to change.
+package verdict
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/zcvet/zcvet/harness/fault"
+)
+
+// Schema is the version of the run.json contract.
+const Schema = 1
+
+// Run is everything that is known at the end of a run. A run that ended early
+// leaves the parts it did not reach empty.
+type Run struct {
+	Schema  int     `json:"schema"`
+	Command string  `json:"command"` // the command line that repeats the run
+	Started string  `json:"started"` // RFC 3339
+	Seconds float64 `json:"seconds"` // wall time of the whole run
+	Seed    int64   `json:"seed"`
+	Kernel  Kernel  `json:"kernel"`
+	Series  Series  `json:"series"`
+	Machine Machine `json:"machine"`
+	Cases   []Case  `json:"cases"`
+	Splats  []Splat `json:"splats"`
+	Totals  Totals  `json:"totals"`
+	Exit    Exit    `json:"exit"`
+}
+
+// Kernel is the kernel that was booted.
+type Kernel struct {
+	Version string `json:"version"` // as the tree's Makefile says, "6.12.95"
+	Source  string `json:"source"`  // provider and place, "debian linux-source-6.12 6.12.95-1"
+	// ID names the built kernel by content: source, patched files, config and
+	// toolchain. Equal ids are equal kernels.
+	ID           string   `json:"id"`
+	Config       []string `json:"config"` // names of the merged fragments
+	Compiler     string   `json:"compiler"`
+	BuildSeconds float64  `json:"build_seconds"`
+	Objects      int      `json:"objects"` // compiled by this run, 0 when cached
+	Cached       bool     `json:"cached"`
+}
+
+// Series is the patch series under test.
+type Series struct {
+	Name      string `json:"name"`
+	Spec      string `json:"spec"` // as given to --series
+	Revision  int    `json:"revision"`
+	MessageID string `json:"message_id"`
+	// ABI is the profile of the notification interface: "v6", "v7", "v8", or
+	// empty when the tree has none.
+	ABI string `json:"abi"`
+	// Constant is SCM_ZC_NOTIFICATION as the patched tree's generic uapi
+	// header defines it, 0 when it does not.
+	Constant int       `json:"constant"`
+	Patches  []Patch   `json:"patches"`
+	Findings []Finding `json:"findings"`
+}
+
+// Patch is one patch of the series and how it applied.
+type Patch struct {
+	Subject string `json:"subject"`
+	File    string `json:"file"` // base name in the series' directory or mailbox
+	SHA256  string `json:"sha256"`
+	// Fuzz is true when context lines had to be ignored for at least one hunk:
+	// the patch was put where it seemed to belong.
+	Fuzz bool `json:"fuzz"`
+	// Offset is the largest distance in lines between where a hunk claimed to
+	// belong and where it was applied.
+	Offset int `json:"offset"`
+}
+
+// Finding is a fault of the series that was found without running it.
+type Finding struct {
+	Kind   string `json:"kind"` // "uapi-collision", "fuzz"
+	Title  string `json:"title"`
+	Detail string `json:"detail"`
+	Patch  string `json:"patch"` // subject of the patch to blame, if known
+	File   string `json:"file"`
+	Line   int    `json:"line"`
+	Level  Level  `json:"level"` // a MUST finding fails the run
+}
+
+// Machine is the virtual machine the cases ran on.
+type Machine struct {
+	Accel       string `json:"accel"` // "kvm" or "tcg"
+	AccelReason string `json:"accel_reason"`
+	CPU         string `json:"cpu"`
+	QEMU        string `json:"qemu"`
+	BootMS      int64  `json:"boot_ms"`    // exec of QEMU to agent ready
+	RestoreMS   int64  `json:"restore_ms"` // median of the restores, 0 if none
+	Boots       int    `json:"boots"`
+	Restores    int    `json:"restores"`
+}
+
+// Level says how much a failure matters.
+type Level string
+
+// The levels of the checklist.
+const (
+	Must   Level = "MUST"   // data, notifications, memory or the machine is at stake
+	Should Level = "SHOULD" // a reviewer would object
+)
+
+// Status is how a case ended.
+type Status string
+
+// The statuses of run.json.
+const (
+	Pass    Status = "pass"
+	Fail    Status = "fail"
+	Skip    Status = "skip"
+	Crash   Status = "crash"
+	Timeout Status = "timeout"
+)
+
+// Case is the result of one case on one protocol, family and link.
+type Case struct {
+	// ID is unique in the run: name/proto/family/link, without the axes the
+	// case does not vary over.
+	ID     string   `json:"id"`
+	Name   string   `json:"name"`
+	Covers []string `json:"covers"` // checklist ids
+	Proto  string   `json:"proto"`
+	Family string   `json:"family"`
+	Link   string   `json:"link"`
+	Level  Level    `json:"level"`
+	Status Status   `json:"status"`
+	MS     int64    `json:"ms"`
+	// Detail is the reason of a skip or failure; for a failure what was
+	// expected, what came and why it matters.
+	Detail string `json:"detail"`
+	// Log is what the case noted on its way; kept for failures only.
+	Log []string `json:"log,omitempty"`
+}
+
+// Splat is a kernel complaint found on the console.
+type Splat struct {
+	Title    string `json:"title"`
+	Kind     string `json:"kind"` // "oops", "warning", "kasan", "hang", "panic", …
+	Case     string `json:"case"` // id of the case that ran, empty outside any
+	Function string `json:"function"`
+	File     string `json:"file"`
+	Line     int    `json:"line"`
+	// Patch is the subject of the patch of the series that last touched that
+	// line, empty when the series did not.
+	Patch string `json:"patch"`
+	// Text is the console excerpt.
+	Text string `json:"text"`
+}
+
+// Totals counts the cases by status.
+type Totals struct {
+	Pass    int `json:"pass"`
+	Fail    int `json:"fail"`
+	Skip    int `json:"skip"`
+	Crash   int `json:"crash"`
+	Timeout int `json:"timeout"`
+}
+
+// Exit is the class of the run and the exit code that goes with it.
+type Exit struct {
+	Class string `json:"class"`
+	Code  int    `json:"code"`
+	// Error is the one line that says why, empty when the run passed.
+	Error string `json:"error"`
+}
+
+// Policy is what the user asked the verdict to be strict about.
+type Policy struct {
+	Strict    bool // SHOULD failures fail the run
+	ExpectAll bool // skips fail the run
+}
+
+// Decide fills r.Totals and r.Exit from the cases, splats and findings. Err is
+// the error that ended the run early, or nil; its class wins, because nothing
+// that ran before it is a full answer. Otherwise a crash outranks a failed case:
+// a kernel that fell over says little about the cases after it.
+func (r *Run) Decide(policy Policy, err error) fault.Class {
+	r.Schema = Schema
+	r.Totals = Totals{}
+	failed := 0
+	for i := range r.Cases {
+		c := &r.Cases[i]
+		counts := map[Status]*int{
+			Pass: &r.Totals.Pass, Fail: &r.Totals.Fail, Skip: &r.Totals.Skip,
+			Crash: &r.Totals.Crash, Timeout: &r.Totals.Timeout,
+		}
+		*counts[c.Status]++
+		if c.fails(policy) {
+			failed++
+		}
+	}
+	for _, finding := range r.Series.Findings {
+		if finding.Level == Must || policy.Strict {
+			failed++
+		}
+	}
+
+	class, why := fault.None, ""
+	switch {
+	case err != nil:
+		class, why = fault.Of(err), err.Error()
+	case r.Totals.Crash > 0 || len(r.Splats) > 0:
+		class, why = fault.Crash, r.crashReason()
+	case failed > 0:
+		class, why = fault.Test, fmt.Sprintf("%d failed", failed)
+	case r.Totals.Pass == 0 && len(r.Cases) > 0:
+		// A run in which everything was skipped has shown nothing.
+		class, why = fault.Infrastructure, "no case ran: all were skipped"
+	}
+	r.Exit = Exit{Class: class.String(), Code: class.ExitCode(), Error: why}
+	return class
+}
+
+func (c *Case) fails(policy Policy) bool {
+	switch c.Status {
+	case Fail, Timeout:
+		return c.Level == Must || policy.Strict
+	case Skip:
+		return policy.ExpectAll
+	}
+	return false
+}
+
+func (r *Run) crashReason() string {
+	if len(r.Splats) > 0 {
+		return r.Splats[0].Title
+	}
+	for _, c := range r.Cases {
+		if c.Status == Crash {
+			return c.ID + ": " + c.Detail
+		}
+	}
+	return ""
+}
+
+// Write stores r as indented JSON. Nil lists are written as empty ones, so that
+// readers need no special case.
+func (r *Run) Write(w io.Writer) error {
+	out := *r
+	if out.Cases == nil {
+		out.Cases = []Case{}
+	}
+	if out.Splats == nil {
+		out.Splats = []Splat{}
+	}
+	if out.Kernel.Config == nil {
+		out.Kernel.Config = []string{}
+	}
+	if out.Series.Patches == nil {
+		out.Series.Patches = []Patch{}
+	}
+	if out.Series.Findings == nil {
+		out.Series.Findings = []Finding{}
+	}
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(&out)
+}
+
+// Read loads a run.json and refuses one of another schema.
+func Read(reader io.Reader) (*Run, error) {
+	var r Run
+	if err := json.NewDecoder(reader).Decode(&r); err != nil {
+		return nil, fmt.Errorf("run.json: %w", err)
+	}
+	if r.Schema != Schema {
+		return nil, fmt.Errorf("run.json: schema %d, this zcvet reads schema %d", r.Schema, Schema)
+	}
+	return &r, nil
+}
