@@ -26,13 +26,6 @@ const magic = 0x5445565a // "ZVET"
 // no resynchronisation: after a corrupt frame the link is dead.
 var ErrCorrupt = errors.New("guest link: corrupt frame")
 
-// Position is where both directions of a link stand. A virtual machine restored
-// from a snapshot goes on with the numbers of the moment the snapshot was taken,
-// so the host's end has to as well.
-type Position struct {
-	Sent, Received uint32
-}
-
 // Conn is one end of the link. Send may be called from several goroutines,
 // Receive from one.
 type Conn struct {
@@ -41,23 +34,18 @@ type Conn struct {
 	sendLock sync.Mutex
 	sent     uint32
 	received uint32
+	// adopt is true until the first frame of a resumed link has come.
+	adopt bool
 }
 
 // NewConn returns the end of a fresh link.
 func NewConn(stream io.ReadWriter) *Conn { return &Conn{stream: stream} }
 
-// NewConnAt returns the end of a link that goes on at position.
-func NewConnAt(stream io.ReadWriter, position Position) *Conn {
-	return &Conn{stream: stream, sent: position.Sent, received: position.Received}
-}
-
-// Position returns where the link stands. It is only meaningful while nobody
-// sends or receives.
-func (c *Conn) Position() Position {
-	c.sendLock.Lock()
-	defer c.sendLock.Unlock()
-	return Position{Sent: c.sent, Received: c.received}
-}
+// ResumeConn returns the host's end of a link whose agent was restored from a
+// snapshot. The agent goes on with the numbers of the moment of the snapshot, so
+// the first number received is taken as it comes. The host has to have been
+// silent until the snapshot: what it sends is numbered from 0.
+func ResumeConn(stream io.ReadWriter) *Conn { return &Conn{stream: stream, adopt: true} }
 
 // Send writes one message. Body may be nil.
 func (c *Conn) Send(kind Kind, body any) error {
@@ -108,8 +96,12 @@ func (c *Conn) Receive() (*Message, error) {
 	if length > MaxFrame {
 		return nil, fmt.Errorf("%w: %d bytes, over the limit of %d", ErrCorrupt, length, MaxFrame)
 	}
-	if got := binary.LittleEndian.Uint32(header[8:]); got != c.received {
-		return nil, fmt.Errorf("%w: sequence number %d where %d was due", ErrCorrupt, got, c.received)
+	number := binary.LittleEndian.Uint32(header[8:])
+	if c.adopt {
+		c.received, c.adopt = number, false
+	}
+	if number != c.received {
+		return nil, fmt.Errorf("%w: sequence number %d where %d was due", ErrCorrupt, number, c.received)
 	}
 	payload := make([]byte, length)
 	if _, err := io.ReadFull(c.stream, payload); err != nil {

@@ -40,17 +40,23 @@ func TestMessagesArriveInOrder(t *testing.T) {
 	}
 }
 
-func TestLinkGoesOnAtItsPosition(t *testing.T) {
+func TestResumedLinkTakesTheFirstNumberAndThenCounts(t *testing.T) {
 	var stream bytes.Buffer
-	sender, receiver := link.NewConn(&stream), link.NewConn(&stream)
-	mustSend(t, sender, link.KindHeartbeat)
-	if _, err := receiver.Receive(); err != nil {
+	agent := link.NewConn(&stream)
+	mustSend(t, agent, link.KindHeartbeat)
+	if _, err := link.NewConn(&stream).Receive(); err != nil {
 		t.Fatal(err)
 	}
-	restored := link.NewConnAt(&stream, receiver.Position())
-	mustSend(t, sender, link.KindHeartbeat)
-	if _, err := restored.Receive(); err != nil {
-		t.Errorf("restored end: %v", err)
+	mustSend(t, agent, link.KindHeartbeat)
+	host := link.ResumeConn(&stream)
+	if _, err := host.Receive(); err != nil {
+		t.Fatalf("first frame after the restore: %v", err)
+	}
+	mustSend(t, agent, link.KindHeartbeat)
+	stream.Next(stream.Len())
+	mustSend(t, agent, link.KindHeartbeat)
+	if _, err := host.Receive(); !errors.Is(err, link.ErrCorrupt) {
+		t.Errorf("a frame lost after the restore went unnoticed: %v", err)
 	}
 }
 
