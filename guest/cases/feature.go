@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package cases
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/zcvet/zcvet/guest/link"
+	"github.com/zcvet/zcvet/guest/network"
+	"github.com/zcvet/zcvet/guest/notify"
+)
+
+// The features a case can need.
+const (
+	ZerocopyTCP     = "zerocopy-tcp"
+	ZerocopyUDP     = "zerocopy-udp"
+	FeatureIPv6     = "ipv6"
+	FeatureVSOCK    = "vsock"
+	FeatureIOURing  = "io_uring"
+	Pagemap         = "pagemap"
+	Ethtool         = "ethtool"
+	ThirtyTwoBit    = "ia32"
+	FaultInjection  = "fault-injection"
+	SCMNotification = "scm-zc-notification"
+)
+
+// feature is something a kernel or machine may lack.
+type feature struct {
+	name string
+	// since is the kernel that brought it, for the reader of a skip; empty
+	// when it depends on the machine.
+	since string
+	// probe returns nil when the feature is here, and otherwise the reason.
+	probe func(*Environment) error
+	// parameterised probes ask for what the host knows, so they cannot run
+	// before the first case.
+	parameterised bool
+}
+
+var features = []feature{
+	{name: ZerocopyTCP, since: "4.14", probe: func(*Environment) error {
+		return zerocopyOption(unix.AF_INET, unix.SOCK_STREAM)
+	}},
+	{name: ZerocopyUDP, since: "5.0", probe: func(*Environment) error {
+		return zerocopyOption(unix.AF_INET, unix.SOCK_DGRAM)
+	}},
+	{name: FeatureIPv6, probe: func(*Environment) error {
+		return openable(unix.AF_INET6, unix.SOCK_DGRAM)
+	}},
+	{name: FeatureVSOCK, since: "6.7", probe: func(*Environment) error {
+		return zerocopyOption(unix.AF_VSOCK, unix.SOCK_STREAM)
+	}},
+	{name: FeatureIOURing, since: "6.1", probe: probeIOURing},
+	{name: Pagemap, probe: probePagemap},
+	{name: Ethtool, probe: probeEthtool},
+	{name: FaultInjection, probe: func(*Environment) error {
+		_, err := os.Stat("/proc/self/make-it-fail")
+		return err
+	}},
+	{name: SCMNotification, probe: probeSCMNotification, parameterised: true},
+}
+
+// Features probes what can be known before a case runs.
+func (e *Environment) Features() []link.Feature {
+	var found []link.Feature
+	for _, feature := range features {
+		if feature.parameterised {
+			continue
+		}
+		found = append(found, describe(feature.name, e.feature(feature.name)))
+	}
+	for _, way := range network.Links {
+		found = append(found, describe("link:"+string(way), e.Network.Has(way)))
+	}
+	return found
+}
+
+func describe(name string, err error) link.Feature {
+	if err != nil {
+		return link.Feature{Name: name, Reason: err.Error()}
+	}
+	return link.Feature{Name: name, Here: true}
+}
+
+// probes remembers answers: a probe costs system calls, and its answer cannot
+// change while the machine runs.
+type probes struct {
+	lock   sync.Mutex
+	answer map[string]error
+}
+
+// feature returns nil when the named feature is here, and otherwise an error
+// with the reason a skip shows.
+func (e *Environment) feature(name string) error {
+	e.probes.lock.Lock()
+	defer e.probes.lock.Unlock()
+	if answer, known := e.probes.answer[name]; known {
+		return answer
+	}
+	for _, feature := range features {
+		if feature.name != name {
+			continue
+		}
+		err := feature.probe(e)
+		if err != nil {
+			since := ""
+			if feature.since != "" {
+				since = " (in kernels since " + feature.since + ")"
+			}
+			err = fmt.Errorf("no %s%s: %w", name, since, err)
+		}
+		if feature.parameterised {
+			return err // the next run may bring other parameters
+		}
+		if e.probes.answer == nil {
+			e.probes.answer = make(map[string]error)
+		}
+		e.probes.answer[name] = err
+		return err
+	}
+	return fmt.Errorf("no feature is called %q", name)
+}
+
+func openable(family, kind int) error {
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	return unix.Close(fd)
+}
+
+func zerocopyOption(family, kind int) error {
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1); err != nil {
+		return fmt.Errorf("SO_ZEROCOPY: %w", err)
+	}
+	return nil
+}
+
+// probeIOURing asks with a null pointer: a kernel that has the call answers
+// EFAULT, or EPERM when it is switched off.
+func probeIOURing(*Environment) error {
+	_, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 1, 0, 0)
+	if errno == unix.EFAULT || errno == unix.EINVAL {
+		return nil
+	}
+	return fmt.Errorf("io_uring_setup: %w", errno)
+}
+
+// probePagemap looks for a physical address, because without CAP_SYS_ADMIN the
+// file can be read but shows none.
+func probePagemap(*Environment) error {
+	memory, err := notify.Pages(1)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = memory.Close() }()
+	_, err = memory.Physical()
+	return err
+}
+
+// probeEthtool asks for the driver of loopback, which every kernel answers.
+func probeEthtool(e *Environment) error {
+	return e.Network.Sender.Do(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("socket: %w", err)
+		}
+		defer func() { _ = unix.Close(fd) }()
+		if _, err := unix.IoctlGetEthtoolDrvinfo(fd, "lo"); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+			return fmt.Errorf("SIOCETHTOOL: %w", err)
+		}
+		return nil
+	})
+}
+
+// probeSCMNotification tells the reference mechanism from an unpatched kernel.
+func probeSCMNotification(e *Environment) error {
+	if e.parameters.Constant == 0 || e.parameters.ABI == "" {
+		return errors.New("the kernel's headers define no SCM_ZC_NOTIFICATION")
+	}
+	return nil
+}

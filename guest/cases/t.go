@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package cases
+
+import (
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/zcvet/zcvet/guest/link"
+	"github.com/zcvet/zcvet/guest/network"
+	"github.com/zcvet/zcvet/guest/nic"
+	"github.com/zcvet/zcvet/guest/notify"
+)
+
+// patience is how long a wait inside a case goes on at a TimeScale of 1. What
+// is waited for takes microseconds, or a retransmission time-out of a second;
+// the rest is for a machine that is busy elsewhere.
+const patience = 5 * time.Second
+
+// Caller takes calls to the host.
+type Caller interface {
+	// Call asks the host for method and unpacks the answer into result unless
+	// that is nil. An error of the host comes back as an error.
+	Call(method string, args, result any) error
+}
+
+// Environment is what the machine offers to the cases of one process.
+type Environment struct {
+	Network *network.Network
+	// Host answers NIC calls; nil when there is no host, which also means no
+	// NIC links.
+	Host Caller
+
+	parameters link.Parameters
+	probes     probes
+}
+
+// Status is how an instance ended, as link.CaseEnd spells it.
+type Status string
+
+// The statuses a process can report about a case it ran; a time-out is seen
+// from outside.
+const (
+	Pass Status = "pass"
+	Fail Status = "fail"
+	Skip Status = "skip"
+)
+
+// Result is the outcome of an instance.
+type Result struct {
+	Status Status
+	// Detail is empty for a pass, the reason for a skip, and for a failure one
+	// line per failed expectation.
+	Detail string
+	Took   time.Duration
+}
+
+// Run runs one instance on a thread of its own, which ends with it, so that
+// whatever the case did to its thread (capabilities, namespace, fault injection)
+// is gone afterwards. Log receives the notes of the case as it makes them.
+func (e *Environment) Run(instance Instance, parameters link.Parameters, log func(line string)) Result {
+	e.parameters = parameters
+	seed := fnv.New64a()
+	_, _ = seed.Write([]byte(instance.ID()))
+	t := &T{
+		Instance:    instance,
+		Parameters:  parameters,
+		Rand:        rand.New(rand.NewPCG(uint64(parameters.Seed), seed.Sum64())),
+		environment: e,
+		log:         log,
+	}
+	started := time.Now()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		// Never unlocked: see the comment of Run.
+		runtime.LockOSThread()
+		// A case may touch memory it took the access rights away from; that
+		// is its failure, not the end of the process.
+		debug.SetPanicOnFault(true)
+		t.runAndCleanUp()
+	}()
+	<-done
+	result := t.result()
+	result.Took = time.Since(started)
+	return result
+}
+
+// T is what a case works with. Its methods may be called from any goroutine,
+// except those that end the case (Fatalf, Skipf, and every method that says
+// so), which belong to the goroutine the case runs on.
+type T struct {
+	Instance
+	Parameters link.Parameters
+	// Rand is seeded by the run's seed and the instance's id.
+	Rand *rand.Rand
+
+	environment *Environment
+	log         func(string)
+	nic         *NIC
+
+	lock     sync.Mutex
+	failures []string
+	skipped  string
+	cleanups []func()
+	dumps    []func()
+	helpers  []string
+	group    sync.WaitGroup
+}
+
+// runAndCleanUp runs the case, and whatever happened in it then undoes what it
+// did, newest first.
+func (t *T) runAndCleanUp() {
+	t.protect(func() {
+		t.requireAxes()
+		t.Case.run(t)
+	})
+	t.protect(t.group.Wait)
+	if t.Failed() {
+		for _, dump := range t.dumps {
+			t.protect(dump)
+		}
+	}
+	for _, cleanup := range slices.Backward(t.cleanups) {
+		t.protect(cleanup)
+	}
+}
+
+// protect runs f and turns a panic into a failure. Fatalf and Skipf leave f by a
+// private panic and not by Goexit, because what comes after f has to run on the
+// same goroutine: its thread carries state that the case has set.
+func (t *T) protect(f func()) {
+	defer func() {
+		if reason := recover(); reason != nil && reason != any(endOfCase{}) {
+			t.record(fmt.Sprintf("panic: %v\n%s", reason, debug.Stack()))
+		}
+	}()
+	f()
+}
+
+// endOfCase is the panic value by which Fatalf and Skipf leave a case.
+type endOfCase struct{}
+
+func (t *T) requireAxes() {
+	if t.Link != "" {
+		if err := t.environment.Network.Has(t.Link); err != nil {
+			t.Skipf("%v", err)
+		}
+	}
+	needs := t.Case.Needs
+	switch t.Proto {
+	case TCP:
+		needs = append([]string{ZerocopyTCP}, needs...)
+	case UDP:
+		needs = append([]string{ZerocopyUDP}, needs...)
+	case VSOCK:
+		needs = append([]string{FeatureVSOCK}, needs...)
+	}
+	if t.Family == network.IPv6 || t.Family == network.Mapped {
+		needs = append([]string{FeatureIPv6}, needs...)
+	}
+	for _, name := range needs {
+		t.Require(name)
+	}
+}
+
+// Require skips the case unless the feature is here. It ends the case.
+func (t *T) Require(feature string) {
+	if err := t.environment.feature(feature); err != nil {
+		t.Skipf("%v", err)
+	}
+}
+
+// Logf notes a line; the report shows it when the case fails.
+func (t *T) Logf(format string, args ...any) { t.log(fmt.Sprintf(format, args...)) }
+
+// Errorf notes a failed expectation and goes on. The message says what was
+// expected, what came, and why it matters to a user of the kernel.
+func (t *T) Errorf(format string, args ...any) {
+	t.record(t.caller() + fmt.Sprintf(format, args...))
+}
+
+// Fatalf is Errorf for an expectation without which the rest makes no sense. It
+// ends the case.
+func (t *T) Fatalf(format string, args ...any) {
+	t.record(t.caller() + fmt.Sprintf(format, args...))
+	panic(endOfCase{})
+}
+
+// Check is Fatalf when err is not nil: for steps that are no expectation of the
+// case but what it stands on. It ends the case.
+func (t *T) Check(err error, doing string) {
+	if err != nil {
+		t.record(fmt.Sprintf("%s%s: %v", t.caller(), doing, err))
+		panic(endOfCase{})
+	}
+}
+
+// Skipf ends the case, which then counts as skipped for this reason, unless an
+// expectation has failed already.
+func (t *T) Skipf(format string, args ...any) {
+	t.lock.Lock()
+	t.skipped = fmt.Sprintf(format, args...)
+	t.lock.Unlock()
+	panic(endOfCase{})
+}
+
+// Failed tells whether an expectation has failed.
+func (t *T) Failed() bool {
+	t.lock.Lock()
+	defer t.lock.Unlock()
+	return len(t.failures) > 0
+}
+
+// Cleanup runs f after the case, the last one registered first, however the
+// case ended.
+func (t *T) Cleanup(f func()) {
+	t.lock.Lock()
+	defer t.lock.Unlock()
+	t.cleanups = append(t.cleanups, f)
+}
+
+// OnFailure runs f after a failed case and before its cleanups, to note state
+// that helps to understand the failure.
+func (t *T) OnFailure(f func()) {
+	t.lock.Lock()
+	defer t.lock.Unlock()
+	t.dumps = append(t.dumps, f)
+}
+
+// Go runs f on another goroutine; the case is not over before f has returned. A
+// panic in f is a failure. F must not call methods that end the case.
+func (t *T) Go(f func()) {
+	t.group.Go(func() { t.protect(f) })
+}
+
+// Helper makes failures noted in the calling function show the line that called
+// it.
+func (t *T) Helper() {
+	var counter [1]uintptr
+	if runtime.Callers(2, counter[:]) == 0 {
+		return
+	}
+	frame, _ := runtime.CallersFrames(counter[:]).Next()
+	t.lock.Lock()
+	defer t.lock.Unlock()
+	if !slices.Contains(t.helpers, frame.Function) {
+		t.helpers = append(t.helpers, frame.Function)
+	}
+}
+
+// Patience is how long to wait for what must come.
+func (t *T) Patience() time.Duration {
+	scaled := time.Duration(float64(patience) * max(t.Parameters.TimeScale, 1))
+	if limit := t.Parameters.CaseTimeout; limit > 0 {
+		// A case that waits in vain should say so itself, not be killed.
+		scaled = min(scaled, limit/3)
+	}
+	return scaled
+}
+
+// Eventually waits until condition holds and fails the case if it does not. It
+// is for what must come; that something does not come is shown by waiting for
+// something later that does. It ends the case.
+func (t *T) Eventually(what string, condition func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(t.Patience())
+	for pause := 20 * time.Microsecond; !condition(); pause = min(2*pause, 5*time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v in vain: %s", t.Patience(), what)
+		}
+		time.Sleep(pause)
+	}
+}
+
+// Memory returns count pages of zeroed memory that the kernel may keep, given
+// back after the case. It ends the case.
+func (t *T) Memory(count int) *notify.Memory {
+	t.Helper()
+	memory, err := notify.Pages(count)
+	t.Check(err, "memory for the case")
+	t.Cleanup(func() { _ = memory.Close() })
+	return memory
+}
+
+// Payload returns length bytes of pages outside Go's heap, filled with a pattern
+// that differs for each seed. It ends the case.
+func (t *T) Payload(length int, seed byte) []byte {
+	t.Helper()
+	data := t.Memory(max(1, (length+notify.PageSize-1)/notify.PageSize)).Bytes()[:length]
+	notify.Pattern(data, seed)
+	return data
+}
+
+// NIC returns the client of the harness's NIC, on NIC links only. It ends the
+// case.
+func (t *T) NIC() *NIC {
+	t.Helper()
+	if t.nic != nil {
+		return t.nic
+	}
+	sender, receiver := t.Link.Ports()
+	if sender == "" || t.environment.Host == nil {
+		t.Fatalf("link %q is not made by the harness's NIC; the case must name NICLinks only", t.Link)
+	}
+	t.nic = &NIC{Sender: sender, Receiver: receiver, t: t, host: t.environment.Host}
+	t.OnFailure(t.nic.dump)
+	t.Cleanup(func() {
+		if err := t.nic.host.Call(nic.MethodReset, nil, nil); err != nil {
+			t.Errorf("reset the NIC after the case: %v", err)
+		}
+	})
+	return t.nic
+}
+
+// record notes a failure.
+func (t *T) record(message string) {
+	t.lock.Lock()
+	t.failures = append(t.failures, message)
+	t.lock.Unlock()
+	t.log("FAIL " + message)
+}
+
+// caller returns "file.go:line: " of the innermost frame that is no helper.
+func (t *T) caller() string {
+	var counters [16]uintptr
+	frames := runtime.CallersFrames(counters[:runtime.Callers(3, counters[:])])
+	t.lock.Lock()
+	defer t.lock.Unlock()
+	for {
+		frame, more := frames.Next()
+		if frame.PC == 0 {
+			return ""
+		}
+		if !slices.Contains(t.helpers, frame.Function) {
+			return fmt.Sprintf("%s:%d: ", filepath.Base(frame.File), frame.Line)
+		}
+		if !more {
+			return ""
+		}
+	}
+}
+
+func (t *T) result() Result {
+	t.lock.Lock()
+	defer t.lock.Unlock()
+	switch {
+	case len(t.failures) > 0:
+		return Result{Status: Fail, Detail: strings.Join(t.failures, "\n")}
+	case t.skipped != "":
+		return Result{Status: Skip, Detail: t.skipped}
+	}
+	return Result{Status: Pass}
+}
