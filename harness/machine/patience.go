@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package machine
+
+import "time"
+
+// Patience is how long to wait for what. The times nest: a case is given up
+// before the kernel counts as silent for good, and both before the machine. So
+// the innermost clock that sees a fault is the one that names it.
+type Patience struct {
+	// Boot is from exec of QEMU to the agent's hello.
+	Boot time.Duration
+	// Silence is how long the agent's heartbeat may be missing before the
+	// kernel counts as hung.
+	Silence time.Duration
+	// Case bounds one case; the agent kills the case at it.
+	Case time.Duration
+	// Suite is what one case may take in the eyes of the suite: Case, the
+	// agent's clean-up and the message about it.
+	Suite time.Duration
+	// Backtrace is how long the kernel may take to print its stacks after an
+	// NMI.
+	Backtrace time.Duration
+	// Command bounds one QMP command.
+	Command time.Duration
+	// Scale is the factor in all of the above, for time-outs inside the guest.
+	Scale float64
+}
+
+// Factors of slowness, with reserve for a machine that is busy with other work.
+const (
+	tcgScale   = 3
+	debugScale = 4
+)
+
+// NewPatience returns the times for an accelerator. A debug kernel is one with
+// KASAN, lockdep or the like.
+func NewPatience(accelerator Accelerator, debug bool) Patience {
+	scale := 1.0
+	if accelerator.Name == TCG {
+		scale *= tcgScale
+	}
+	if debug {
+		scale *= debugScale
+	}
+	scaled := func(base time.Duration) time.Duration { return time.Duration(float64(base) * scale) }
+	return Patience{
+		Boot:      scaled(10 * time.Second),
+		Silence:   scaled(3 * time.Second),
+		Case:      scaled(10 * time.Second),
+		Suite:     scaled(15 * time.Second),
+		Backtrace: scaled(2 * time.Second),
+		Command:   scaled(5 * time.Second),
+		Scale:     scale,
+	}
+}
+
+// Machine is how long a machine may live to boot and run so many cases.
+func (p Patience) Machine(cases int) time.Duration {
+	return p.Boot + time.Duration(cases)*p.Suite + p.Silence + p.Backtrace
+}
