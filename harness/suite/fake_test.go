@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package suite_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/zcvet/zcvet/guest/link"
+	"github.com/zcvet/zcvet/harness/suite"
+)
+
+// behaviour is what happens in the fake guest when a case runs.
+type behaviour func(*fakeVM, *link.Conn, string)
+
+// laboratory makes fake machines: an agent in a goroutine that talks the real
+// guest link, and a console that a behaviour can write to.
+type laboratory struct {
+	t         *testing.T
+	instances []string
+	behaviour map[string]behaviour
+	// noHello keeps the agent from coming up; its console shows boot.
+	noHello bool
+	boot    []string
+
+	lock     sync.Mutex
+	boots    int
+	restores int
+	nmis     int
+	evidence []string
+	calls    []string
+	open     int
+}
+
+func (l *laboratory) count(counter *int, by int) {
+	l.lock.Lock()
+	defer l.lock.Unlock()
+	*counter += by
+}
+
+func (l *laboratory) Boot(_ context.Context, console func(string)) (suite.VM, error) {
+	l.count(&l.boots, 1)
+	return l.start(console, true), nil
+}
+
+func (l *laboratory) start(console func(string), hello bool) *fakeVM {
+	host, guest := net.Pipe()
+	vm := &fakeVM{lab: l, host: host, guest: guest, console: console, done: make(chan struct{})}
+	l.count(&l.open, 1)
+	vm.agent.Add(1)
+	go func() {
+		defer vm.agent.Done()
+		for _, line := range l.boot {
+			console(line)
+		}
+		if l.noHello {
+			return
+		}
+		conn := link.NewConn(guest)
+		if hello {
+			body := link.Hello{Version: link.Version}
+			for _, id := range l.instances {
+				body.Instances = append(body.Instances, link.Instance{ID: id, Name: id, Level: "MUST"})
+			}
+			if conn.Send(link.KindHello, body) != nil {
+				return
+			}
+		}
+		vm.serve(conn)
+	}()
+	return vm
+}
+
+type fakeVM struct {
+	lab         *laboratory
+	host, guest net.Conn
+	console     func(string)
+	agent       sync.WaitGroup
+	once        sync.Once
+	done        chan struct{}
+	err         error
+	onNMI       func()
+}
+
+func (vm *fakeVM) serve(conn *link.Conn) {
+	for {
+		message, err := conn.Receive()
+		if err != nil {
+			return
+		}
+		switch message.Kind {
+		case link.KindShutdown:
+			vm.stop(nil)
+			return
+		case link.KindRun:
+			run, err := link.Decode[link.Run](message)
+			if err != nil {
+				vm.lab.t.Error(err)
+				return
+			}
+			for _, id := range run.Instances {
+				vm.console("[    1.000000] " + link.StartMark(id))
+				if conn.Send(link.KindCaseStart, link.CaseStart{ID: id}) != nil {
+					return
+				}
+				act, ok := vm.lab.behaviour[id]
+				if !ok {
+					act = ends("pass", "")
+				}
+				act(vm, conn, id)
+				select {
+				case <-vm.done:
+					return
+				default:
+				}
+			}
+			if conn.Send(link.KindDone, link.Done{Ran: len(run.Instances)}) != nil {
+				return
+			}
+		}
+	}
+}
+
+// stop is the end of the fake QEMU.
+func (vm *fakeVM) stop(err error) {
+	vm.once.Do(func() {
+		vm.err = err
+		close(vm.done)
+		vm.host.Close()
+		vm.guest.Close()
+	})
+}
+
+func (vm *fakeVM) Link() io.ReadWriter   { return vm.host }
+func (vm *fakeVM) Done() <-chan struct{} { return vm.done }
+func (vm *fakeVM) Err() error            { return vm.err }
+
+func (vm *fakeVM) Call(_ context.Context, method string, _ json.RawMessage) (any, error) {
+	vm.lab.lock.Lock()
+	defer vm.lab.lock.Unlock()
+	vm.lab.calls = append(vm.lab.calls, method)
+	if method == "refused" {
+		return nil, errors.New("no such method")
+	}
+	return map[string]int{"answer": 42}, nil
+}
+
+func (vm *fakeVM) InjectNMI(context.Context) error {
+	vm.lab.count(&vm.lab.nmis, 1)
+	if vm.onNMI != nil {
+		vm.onNMI()
+	}
+	return nil
+}
+
+func (vm *fakeVM) Snapshot(context.Context) (suite.Snapshot, error) {
+	return fakeSnapshot{vm.lab}, nil
+}
+
+func (vm *fakeVM) SaveEvidence(name string) error {
+	vm.lab.lock.Lock()
+	defer vm.lab.lock.Unlock()
+	vm.lab.evidence = append(vm.lab.evidence, name)
+	return nil
+}
+
+func (vm *fakeVM) Close() error {
+	vm.stop(nil)
+	vm.agent.Wait()
+	vm.lab.count(&vm.lab.open, -1)
+	return nil
+}
+
+type fakeSnapshot struct{ lab *laboratory }
+
+func (s fakeSnapshot) Restore(_ context.Context, console func(string)) (suite.VM, error) {
+	s.lab.count(&s.lab.restores, 1)
+	return s.lab.start(console, false), nil
+}
+
+func (fakeSnapshot) Close() error { return nil }
+
+// end is what the agent does at the end of a case.
+func (vm *fakeVM) end(conn *link.Conn, result link.CaseEnd) {
+	vm.console("[    4.000000] " + link.EndMark(result.ID))
+	_ = conn.Send(link.KindCaseEnd, result)
+}
+
+// ends is a case that ends with a status.
+func ends(status, detail string) behaviour {
+	return func(vm *fakeVM, conn *link.Conn, id string) {
+		_ = conn.Send(link.KindLog, link.Log{ID: id, Line: "noted by " + id})
+		vm.end(conn, link.CaseEnd{ID: id, Status: status, Detail: detail, Took: time.Millisecond})
+	}
+}
+
+// prints is a case whose kernel prints lines before it goes on as next says.
+func prints(next behaviour, lines ...string) behaviour {
+	return func(vm *fakeVM, conn *link.Conn, id string) {
+		for _, line := range lines {
+			vm.console(line)
+		}
+		next(vm, conn, id)
+	}
+}
+
+// dies is a case in which QEMU ends.
+func dies(err error) behaviour {
+	return func(vm *fakeVM, _ *link.Conn, _ string) { vm.stop(err) }
+}
+
+// hangs is a case that never ends; an NMI prints trace.
+func hangs(trace ...string) behaviour {
+	return func(vm *fakeVM, _ *link.Conn, _ string) {
+		vm.lab.lock.Lock()
+		vm.onNMI = func() {
+			for _, line := range trace {
+				vm.console(line)
+			}
+		}
+		vm.lab.lock.Unlock()
+		<-vm.done
+	}
+}

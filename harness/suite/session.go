@@ -1,0 +1,586 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package suite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/zcvet/zcvet/guest/link"
+	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/splat"
+	"github.com/zcvet/zcvet/harness/verdict"
+)
+
+// session is the conversation with one machine: what its agent says on the link,
+// what its kernel says on the console, and whether it is still there.
+//
+// Two goroutines feed it: the link reader, which close waits for, and the
+// machine's console reader, which ends with the machine.
+type session struct {
+	runner *runner
+	vm     VM
+	conn   *link.Conn
+
+	messages chan received
+	reader   sync.WaitGroup
+	closed   chan struct{}
+
+	scanner *splat.Scanner
+	// complained has one element while the console has shown something new.
+	complained chan struct{}
+	lock       sync.Mutex // guards the fields below, which the console reader writes
+	found      []splat.Splat
+	lastLine   time.Time
+	unreadable error
+	ended      string // the case whose end the console showed last
+
+	// marked has one element while ended is new.
+	marked chan struct{}
+
+	kept    int // how many of found are in the result already
+	tainted uint64
+}
+
+type received struct {
+	message *link.Message
+	err     error
+}
+
+func newSession(r *runner) *session {
+	return &session{
+		runner:     r,
+		messages:   make(chan received),
+		closed:     make(chan struct{}),
+		complained: make(chan struct{}, 1),
+		marked:     make(chan struct{}, 1),
+		scanner:    splat.NewScanner(splat.Options{Allowed: r.Allowed}),
+	}
+}
+
+// attach starts reading the link of vm.
+func (s *session) attach(vm VM, conn *link.Conn) {
+	s.vm, s.conn = vm, conn
+	s.reader.Add(1)
+	go func() {
+		defer s.reader.Done()
+		for {
+			message, err := conn.Receive()
+			select {
+			case s.messages <- received{message, err}:
+			case <-s.closed:
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+}
+
+// close ends the machine and the link reader.
+func (s *session) close() {
+	close(s.closed)
+	if err := s.vm.Close(); err != nil {
+		s.runner.console.note("close: %v", err)
+	}
+	s.reader.Wait()
+}
+
+// consoleLine takes one line of the console.
+func (s *session) consoleLine(line string) {
+	s.runner.console.line(line)
+	id, start, marked := link.ParseMark(line)
+	if marked && start {
+		s.scanner.SetCase(id)
+	}
+	_, err := s.scanner.Write([]byte(line + "\n"))
+	s.collect(err)
+	if marked && !start {
+		s.lock.Lock()
+		s.ended = id
+		s.lock.Unlock()
+		signal(s.marked)
+	}
+}
+
+// signal leaves one element in a channel that holds one.
+func signal(channel chan struct{}) {
+	select {
+	case channel <- struct{}{}:
+	default:
+	}
+}
+
+// awaitMark waits until the console has shown everything up to the end of a case;
+// at most patience, for a console that lost the mark.
+func (s *session) awaitMark(ctx context.Context, id string, patience time.Duration) {
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	for {
+		s.lock.Lock()
+		ended := s.ended
+		s.lock.Unlock()
+		if ended == id {
+			return
+		}
+		select {
+		case <-s.marked:
+		case <-limit.C:
+			s.runner.console.note("the console never showed the end of %s", id)
+			return
+		case <-s.vm.Done():
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// flush ends the report that is being read, if any: no more console will come.
+func (s *session) flush() { s.collect(s.scanner.Close()) }
+
+// collect takes the finished reports from the scanner, and the error of a log it
+// cannot read.
+func (s *session) collect(err error) {
+	splats := s.scanner.Take()
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	s.lastLine = time.Now()
+	if s.unreadable == nil {
+		s.unreadable = err
+	}
+	s.found = append(s.found, splats...)
+	if len(splats) > 0 {
+		signal(s.complained)
+	}
+}
+
+// fresh returns the reports that are not in the result yet.
+func (s *session) fresh() []splat.Splat {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	return slices.Clone(s.found[s.kept:])
+}
+
+// keepSplats moves what the console of s has said into the result.
+func (r *runner) keepSplats(s *session) []splat.Splat {
+	fresh := s.fresh()
+	s.kept += len(fresh)
+	r.result.Splats = append(r.result.Splats, fresh...)
+	return fresh
+}
+
+// fatal tells whether a machine that printed this is of no further use: what ran
+// was torn out with its locks held, or a processor is lost.
+func fatal(s splat.Splat) bool {
+	switch s.Kind {
+	case splat.Oops, splat.Bug, splat.Panic, splat.Lockup, splat.Hang:
+		return true
+	}
+	return false
+}
+
+// settle waits until the console has been quiet for a moment, so that a trace
+// that is being printed is read to its end; at most patience.
+func (s *session) settle(ctx context.Context, patience time.Duration) {
+	const quiet = 200 * time.Millisecond
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	tick := time.NewTicker(quiet / 4)
+	defer tick.Stop()
+	started := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-limit.C:
+			return
+		case <-s.vm.Done():
+			return
+		case <-s.messages:
+			// What the agent says of a machine that is given up is not wanted,
+			// but it must not block the link.
+		case <-tick.C:
+			s.lock.Lock()
+			last := s.lastLine
+			s.lock.Unlock()
+			if last.Before(started) {
+				last = started
+			}
+			if time.Since(last) >= quiet {
+				return
+			}
+		}
+	}
+}
+
+// awaitHello waits for the agent. Its errors are of class Boot and carry the end
+// of the console.
+func (s *session) awaitHello(ctx context.Context) (*link.Hello, error) {
+	failed := func(format string, args ...any) error {
+		s.flush()
+		return fault.New(fault.Boot, format, args...).WithOutput(s.runner.console.tail())
+	}
+	limit := time.NewTimer(s.runner.Patience.Boot)
+	defer limit.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-limit.C:
+			return nil, failed("the guest agent was not ready after %v", s.runner.Patience.Boot)
+		case <-s.complained:
+			for _, complaint := range s.fresh() {
+				if fatal(complaint) {
+					s.settle(ctx, s.runner.Patience.Backtrace)
+					return nil, failed("the kernel did not boot: %s", complaint.Title)
+				}
+			}
+		case <-s.vm.Done():
+			s.flush()
+			for _, complaint := range s.fresh() {
+				if fatal(complaint) {
+					return nil, failed("the kernel did not boot: %s", complaint.Title)
+				}
+			}
+			if err := s.vm.Err(); err != nil {
+				return nil, failed("the machine ended before the guest agent was ready: %w", err)
+			}
+			return nil, failed("the machine powered off before the guest agent was ready")
+		case got := <-s.messages:
+			if got.err != nil {
+				if isClosed(got.err) {
+					s.messages = nil // the machine is ending; Done says why
+					continue
+				}
+				return nil, failed("the guest agent: %w", got.err)
+			}
+			switch got.message.Kind {
+			case link.KindHello:
+				hello, err := link.Decode[link.Hello](got.message)
+				if err != nil {
+					return nil, failed("the guest agent: %w", err)
+				}
+				if hello.Version != link.Version {
+					return nil, fault.New(fault.Infrastructure, "the agent speaks version %d of the guest link, this zcvet version %d", hello.Version, link.Version).
+						WithAdvice("build both from the same tree")
+				}
+				return &hello, nil
+			case link.KindFatal:
+				fatal, err := link.Decode[link.Fatal](got.message)
+				if err != nil {
+					return nil, failed("the guest agent: %w", err)
+				}
+				return nil, failed("the guest agent gave up: %s", fatal.Error)
+			}
+		}
+	}
+}
+
+func isClosed(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || !errors.Is(err, link.ErrCorrupt)
+}
+
+// powerOff asks the agent to power off and waits for it.
+func (s *session) powerOff(ctx context.Context) error {
+	if err := s.conn.Send(link.KindShutdown, nil); err != nil {
+		return err
+	}
+	limit := time.NewTimer(s.runner.Patience.Silence)
+	defer limit.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-limit.C:
+			return fmt.Errorf("the guest did not power off within %v", s.runner.Patience.Silence)
+		case <-s.vm.Done():
+			s.flush()
+			return s.vm.Err()
+		case got := <-s.messages:
+			if got.err != nil {
+				s.messages = nil
+			}
+		}
+	}
+}
+
+// runIn has the agent of s run the cases in left, in this order, and returns how
+// many of them got a status. The error is errLost when the machine cannot be used
+// any more; the case that ran when it was lost has its status then.
+func (r *runner) runIn(ctx context.Context, s *session, left []string) (finished int, err error) {
+	parameters := r.Parameters
+	parameters.CaseTimeout = r.Patience.Case
+	if err := s.conn.Send(link.KindRun, link.Run{Instances: left, Parameter: parameters}); err != nil {
+		return 0, lost("%v", err)
+	}
+	w := &watch{runner: r, session: s, silence: time.NewTimer(r.Patience.Silence)}
+	defer w.silence.Stop()
+	err = w.run(ctx)
+	return w.finished, err
+}
+
+// watch follows one Run of the agent.
+type watch struct {
+	*runner
+	session  *session
+	finished int
+	current  *verdict.Case // the case that runs, nil between cases
+	started  time.Time
+	silence  *time.Timer
+}
+
+func (w *watch) run(ctx context.Context) error {
+	s := w.session
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+
+		case <-s.complained:
+			if err := w.complaint(ctx); err != nil {
+				return err
+			}
+
+		case <-s.vm.Done():
+			return w.gone(ctx)
+
+		case <-w.silence.C:
+			return w.hang(ctx, fmt.Sprintf("no sign of life from PID 1 for %v", w.Patience.Silence))
+
+		case got := <-s.messages:
+			if got.err != nil {
+				if isClosed(got.err) {
+					s.messages = nil
+					continue
+				}
+				w.finish(verdict.Fail, got.err.Error())
+				return lost("%v", got.err)
+			}
+			w.silence.Reset(w.Patience.Silence)
+			done, err := w.message(ctx, got.message)
+			if done || err != nil {
+				return err
+			}
+			// The agent kills a case that takes too long. If it cannot, PID 1
+			// may well be alive and send heartbeats for ever.
+			if w.current != nil && time.Since(w.started) > 2*w.Patience.Case+w.Patience.Silence {
+				return w.hang(ctx, "the agent could not end the case")
+			}
+		}
+	}
+}
+
+// message handles one message; done is true at the end of the Run.
+func (w *watch) message(ctx context.Context, message *link.Message) (done bool, err error) {
+	switch message.Kind {
+	case link.KindHeartbeat:
+	case link.KindCaseStart:
+		body, err := link.Decode[link.CaseStart](message)
+		if err != nil {
+			return false, w.protocol(err)
+		}
+		w.current = w.find(body.ID)
+		if w.current == nil {
+			return false, w.protocol(fmt.Errorf("the agent started %q, which is not in the suite", body.ID))
+		}
+		w.started = time.Now()
+	case link.KindLog:
+		body, err := link.Decode[link.Log](message)
+		if err != nil {
+			return false, w.protocol(err)
+		}
+		if c := w.find(body.ID); c != nil {
+			c.Log = append(c.Log, body.Line)
+		}
+	case link.KindCaseEnd:
+		body, err := link.Decode[link.CaseEnd](message)
+		if err != nil {
+			return false, w.protocol(err)
+		}
+		return false, w.caseEnd(ctx, body)
+	case link.KindCall:
+		call, err := link.Decode[link.Call](message)
+		if err != nil {
+			return false, w.protocol(err)
+		}
+		return false, w.call(ctx, call)
+	case link.KindDone:
+		return true, w.complaint(ctx)
+	case link.KindFatal:
+		body, err := link.Decode[link.Fatal](message)
+		if err != nil {
+			return false, w.protocol(err)
+		}
+		w.session.settle(ctx, w.Patience.Backtrace)
+		w.session.flush()
+		if w.crashed() {
+			return false, lost("%s", body.Error)
+		}
+		w.finish(verdict.Timeout, "the agent gave up: "+body.Error)
+		return false, lost("%s", body.Error)
+	}
+	return false, nil
+}
+
+func (w *watch) protocol(err error) error {
+	w.finish(verdict.Fail, "guest link: "+err.Error())
+	return lost("%v", err)
+}
+
+func (w *watch) call(ctx context.Context, call link.Call) error {
+	reply := link.Reply{Number: call.Number}
+	result, err := w.session.vm.Call(ctx, call.Method, call.Args)
+	if err != nil {
+		reply.Error = err.Error()
+	} else if reply.Result, err = marshal(result); err != nil {
+		reply.Error = err.Error()
+	}
+	if err := w.session.conn.Send(link.KindReply, reply); err != nil {
+		// The machine is going down; Done or the silence will say so.
+		w.console.note("reply to %s: %v", call.Method, err)
+	}
+	return nil
+}
+
+// caseEnd stores a result, once the console has caught up with the link.
+func (w *watch) caseEnd(ctx context.Context, end link.CaseEnd) error {
+	c := w.find(end.ID)
+	if c == nil {
+		return w.protocol(fmt.Errorf("the agent ended %q, which is not in the suite", end.ID))
+	}
+	w.session.awaitMark(ctx, end.ID, w.Patience.Backtrace)
+	fresh := end.Tainted &^ w.session.tainted
+	w.session.tainted |= end.Tainted
+	complaints := w.session.fresh()
+	w.current = c
+	c.MS = end.Took.Milliseconds()
+	if w.crashed() {
+		return lost("%s", c.Detail)
+	}
+	status, detail := verdict.Status(end.Status), end.Detail
+	switch {
+	case status != verdict.Pass && status != verdict.Fail && status != verdict.Skip && status != verdict.Timeout:
+		status, detail = verdict.Fail, fmt.Sprintf("the agent reported the unknown status %q", end.Status)
+	case len(complaints) > 0:
+		detail = joinDetail(detail, "kernel splat while the case ran: "+complaints[0].Title)
+		status = verdict.Fail
+	case fresh != 0 && status == verdict.Pass:
+		status, detail = verdict.Fail, fmt.Sprintf("the kernel became tainted (bits %#x) while the case ran, and said nothing on the console", fresh)
+	}
+	w.finish(status, detail)
+	return nil
+}
+
+func joinDetail(detail, more string) string {
+	if detail == "" {
+		return more
+	}
+	return detail + "; " + more
+}
+
+// complaint looks at what the console has shown. A splat the kernel survives is
+// dealt with when the case ends; one it does not survive ends the machine.
+func (w *watch) complaint(ctx context.Context) error {
+	for _, complaint := range w.session.fresh() {
+		if fatal(complaint) {
+			w.session.settle(ctx, w.Patience.Backtrace)
+			w.session.flush()
+			w.crashed()
+			return lost("%s", complaint.Title)
+		}
+	}
+	if w.current == nil {
+		// Between two cases: the last one caused it, but has its result already.
+		for _, complaint := range w.keepSplats(w.session) {
+			if c := w.find(complaint.Case); c != nil && c.Status == verdict.Pass {
+				c.Status = verdict.Fail
+				c.Detail = "kernel splat after the case: " + complaint.Title
+			}
+		}
+	}
+	return nil
+}
+
+// crashed gives the status crash to the case that a fatal splat belongs to, and
+// tells whether there was one. That case may have ended well before: then it left
+// something behind that killed the kernel, and its result does not stand.
+func (w *watch) crashed() bool {
+	for _, complaint := range w.session.fresh() {
+		if !fatal(complaint) {
+			continue
+		}
+		if owner := w.find(complaint.Case); owner != nil {
+			w.current = owner
+		}
+		w.finish(verdict.Crash, complaint.Title)
+		return true
+	}
+	return false
+}
+
+// gone handles a machine that ended by itself.
+func (w *watch) gone(ctx context.Context) error {
+	w.session.flush()
+	if w.crashed() {
+		return lost("the kernel crashed")
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	reason := "the guest powered off while the case ran"
+	if err := w.session.vm.Err(); err != nil {
+		reason = err.Error()
+	}
+	w.finish(verdict.Crash, reason)
+	return lost("%s", reason)
+}
+
+// hang handles a machine that is there but does not answer. An NMI makes the
+// kernel print where its processors are.
+func (w *watch) hang(ctx context.Context, reason string) error {
+	w.console.note("hang: %s; sending an NMI", reason)
+	s := w.session
+	s.scanner.BeginHang(reason)
+	if err := s.vm.InjectNMI(ctx); err != nil {
+		w.console.note("NMI: %v", err)
+	} else {
+		s.settle(ctx, w.Patience.Backtrace)
+	}
+	s.flush()
+	if !w.crashed() {
+		w.finish(verdict.Crash, "hang: "+reason)
+	}
+	return lost("hang: %s", reason)
+}
+
+// finish gives the case that runs its result, moves the splats over and keeps the
+// NIC's evidence of a failure.
+func (w *watch) finish(status verdict.Status, detail string) {
+	w.keepSplats(w.session)
+	c := w.current
+	w.current = nil
+	if c == nil {
+		return
+	}
+	c.Status, c.Detail = status, detail
+	if c.MS == 0 && !w.started.IsZero() {
+		c.MS = time.Since(w.started).Milliseconds()
+	}
+	if status == verdict.Pass || status == verdict.Skip {
+		c.Log = nil
+	} else if err := w.session.vm.SaveEvidence(c.ID); err != nil {
+		w.console.note("evidence of %s: %v", c.ID, err)
+	}
+	w.finished++
+	if w.OnCase != nil {
+		w.OnCase(*c)
+	}
+	w.report(len(w.unfinished()))
+}

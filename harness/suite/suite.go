@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+// Package suite runs the conformance cases: it boots a machine, hands the cases
+// to the agent, watches console, link and machine while they run, and goes on in
+// a restored machine when the kernel fell over. A crash belongs to the case that
+// ran; the cases after it still get their turn.
+package suite
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/zcvet/zcvet/guest/link"
+	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/progress"
+	"github.com/zcvet/zcvet/harness/splat"
+	"github.com/zcvet/zcvet/harness/verdict"
+)
+
+// VM is one running virtual machine with its NIC.
+type VM interface {
+	// Link is the guest link. Reading it returns an error once the machine is
+	// gone.
+	Link() io.ReadWriter
+	// Done is closed when QEMU has ended or the NIC met a ring it cannot serve;
+	// Err then says why. A nil Err means that the guest powered off.
+	Done() <-chan struct{}
+	Err() error
+	// Call carries out one of the methods of package nic.
+	Call(ctx context.Context, method string, args json.RawMessage) (any, error)
+	// InjectNMI makes the guest print what its processors are doing.
+	InjectNMI(ctx context.Context) error
+	// Snapshot saves the machine as it is now; the machine runs on.
+	Snapshot(ctx context.Context) (Snapshot, error)
+	// SaveEvidence keeps the NIC's capture and descriptor log under a name made
+	// from the case, for whoever has to find out what happened.
+	SaveEvidence(name string) error
+	// Close ends the machine, whatever state it is in, and waits for it.
+	Close() error
+}
+
+// Snapshot is a saved machine.
+type Snapshot interface {
+	// Restore starts another machine from the snapshot.
+	Restore(ctx context.Context, console func(line string)) (VM, error)
+	// Close frees the memory the snapshot holds.
+	Close() error
+}
+
+// Booter starts machines.
+type Booter interface {
+	Boot(ctx context.Context, console func(line string)) (VM, error)
+}
+
+// Patience is how long each thing may take. They nest: a case is given up by
+// the agent before the host gives up the case, and that before the job ends.
+type Patience struct {
+	// Boot bounds the time from the exec of QEMU to the agent's Hello.
+	Boot time.Duration
+	// Case bounds one case; the agent kills the case's process at it.
+	Case time.Duration
+	// Silence bounds the time without any message from PID 1, which sends a
+	// heartbeat every link.HeartbeatInterval.
+	Silence time.Duration
+	// Backtrace bounds the wait for the backtraces an NMI asks for.
+	Backtrace time.Duration
+}
+
+// DefaultPatience returns the patience for a machine that is slowed down by
+// scale: 1 under KVM, more under TCG and on debug kernels.
+func DefaultPatience(scale float64) Patience {
+	times := func(d time.Duration) time.Duration { return time.Duration(float64(d) * scale) }
+	return Patience{
+		Boot:      times(10 * time.Second),
+		Case:      times(6 * time.Second),
+		Silence:   times(3 * time.Second),
+		Backtrace: times(2 * time.Second),
+	}
+}
+
+// Options says what to run.
+type Options struct {
+	Booter Booter
+	// Parameters goes to the guest as it is, but for CaseTimeout, which is
+	// Patience.Case.
+	Parameters link.Parameters
+	// Wanted selects the instances to run; nil means all.
+	Wanted func(link.Instance) bool
+	Patience
+	// Progress receives the number of finished cases.
+	Progress progress.Func
+	// OnCase, if set, is called with every result as it comes.
+	OnCase func(verdict.Case)
+	// Console receives every console line of every machine, with the marks of
+	// where cases begin.
+	Console io.Writer
+	// Allowed are the splats that do not count.
+	Allowed []splat.Allowed
+}
+
+// Result is what the cases and the console said.
+type Result struct {
+	Cases    []verdict.Case
+	Splats   []splat.Splat // not decoded yet
+	Features []link.Feature
+	Boot     time.Duration // exec of QEMU to Hello
+	Boots    int
+	Restores []time.Duration // exec of QEMU to the first message of the agent
+}
+
+// maxLosses bounds how many machines may be lost while no case was running, or
+// before the first one of a run started: it is then the machine that is broken,
+// not a case.
+const maxLosses = 3
+
+// Run boots a machine and runs the wanted cases. It returns what was finished
+// even with an error: one of class Boot when the agent was never reached, of
+// class Infrastructure when machines cannot be had any more. A failed case or a
+// crash is a result, not an error.
+func Run(ctx context.Context, options Options) (*Result, error) {
+	r := &runner{Options: options, result: &Result{}}
+	defer r.close()
+	if err := r.boot(ctx); err != nil {
+		return r.result, err
+	}
+	err := r.runAll(ctx)
+	return r.result, err
+}
+
+type runner struct {
+	Options
+	result   *Result
+	session  *session
+	snapshot Snapshot
+	console  consoleLog
+}
+
+func (r *runner) close() {
+	if r.session != nil {
+		r.session.close()
+	}
+	if r.snapshot != nil {
+		r.snapshot.Close()
+	}
+}
+
+// boot starts the first machine, waits for the agent and takes the snapshot.
+func (r *runner) boot(ctx context.Context) error {
+	r.console = consoleLog{writer: r.Console}
+	started := time.Now()
+	s, err := r.open(link.NewConn, func(console func(string)) (VM, error) {
+		return r.Booter.Boot(ctx, console)
+	})
+	if err != nil {
+		return err
+	}
+	r.session = s
+	r.result.Boots++
+
+	hello, err := s.awaitHello(ctx)
+	r.keepSplats(s)
+	if err != nil {
+		return err
+	}
+	r.result.Boot = time.Since(started)
+	r.result.Features = hello.Features
+	for _, instance := range hello.Instances {
+		if r.Wanted == nil || r.Wanted(instance) {
+			r.result.Cases = append(r.result.Cases, newCase(instance))
+		}
+	}
+	if len(r.result.Cases) == 0 {
+		return fault.New(fault.Usage, "the suite selection matches none of the %d cases", len(hello.Instances)).
+			WithAdvice("zcvet run --list shows every case with its checklist ids")
+	}
+	return r.takeSnapshot(ctx)
+}
+
+// takeSnapshot saves the machine while the agent waits for work and the host has
+// sent nothing yet, which is what link.ResumeConn relies on.
+func (r *runner) takeSnapshot(ctx context.Context) error {
+	snapshot, err := r.session.vm.Snapshot(ctx)
+	if err != nil {
+		// A machine that cannot be saved can still run cases; a crash then
+		// costs a boot instead of a restore.
+		r.console.note("no snapshot: %v", err)
+		return nil
+	}
+	r.snapshot = snapshot
+	return nil
+}
+
+func newCase(instance link.Instance) verdict.Case {
+	return verdict.Case{
+		ID: instance.ID, Name: instance.Name, Covers: instance.Covers,
+		Proto: instance.Proto, Family: instance.Family, Link: instance.Link,
+		Level: verdict.Level(instance.Level),
+	}
+}
+
+// runAll runs every case that has no status yet, in as many machines as it takes.
+func (r *runner) runAll(ctx context.Context) error {
+	losses := 0
+	for {
+		left := r.unfinished()
+		r.report(len(left))
+		if len(left) == 0 {
+			return r.shutdown(ctx)
+		}
+		if r.session == nil {
+			if err := r.replace(ctx); err != nil {
+				return err
+			}
+		}
+		finished, err := r.runIn(ctx, r.session, left)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			r.session.close()
+			r.session = nil
+			if finished > 0 {
+				losses = 0
+			} else if losses++; losses == maxLosses {
+				return fault.New(fault.Infrastructure, "%d machines in a row were lost before a case could run: %w", losses, err)
+			}
+		}
+	}
+}
+
+func (r *runner) unfinished() []string {
+	var left []string
+	for _, c := range r.result.Cases {
+		if c.Status == "" {
+			left = append(left, c.ID)
+		}
+	}
+	return left
+}
+
+func (r *runner) report(left int) {
+	total := len(r.result.Cases)
+	r.Progress.Report(progress.Update{Done: int64(total - left), Total: int64(total), Unit: progress.Cases})
+}
+
+func (r *runner) find(id string) *verdict.Case {
+	i := slices.IndexFunc(r.result.Cases, func(c verdict.Case) bool { return c.ID == id })
+	if i < 0 {
+		return nil
+	}
+	return &r.result.Cases[i]
+}
+
+// replace brings up a machine for the cases that are left, from the snapshot if
+// there is one.
+func (r *runner) replace(ctx context.Context) error {
+	started := time.Now()
+	if r.snapshot == nil {
+		s, err := r.open(link.NewConn, func(console func(string)) (VM, error) {
+			return r.Booter.Boot(ctx, console)
+		})
+		if err != nil {
+			return err
+		}
+		r.session = s
+		r.result.Boots++
+		_, err = s.awaitHello(ctx)
+		r.keepSplats(s)
+		return err
+	}
+	s, err := r.open(link.ResumeConn, func(console func(string)) (VM, error) {
+		return r.snapshot.Restore(ctx, console)
+	})
+	if err != nil {
+		return err
+	}
+	r.session = s
+	r.result.Restores = append(r.result.Restores, time.Since(started))
+	return nil
+}
+
+// open starts a machine and the session that watches it.
+func (r *runner) open(connect func(io.ReadWriter) *link.Conn, start func(console func(string)) (VM, error)) (*session, error) {
+	s := newSession(r)
+	vm, err := start(s.consoleLine)
+	if err != nil {
+		return nil, err
+	}
+	s.attach(vm, connect(vm.Link()))
+	return s, nil
+}
+
+// shutdown ends the last machine the polite way, because a kernel can complain
+// then too: leaked sockets and namespaces show up late.
+func (r *runner) shutdown(ctx context.Context) error {
+	s := r.session
+	if s == nil {
+		return nil
+	}
+	err := s.powerOff(ctx)
+	r.keepSplats(s)
+	s.close()
+	r.session = nil
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		r.console.note("power-off: %v", err)
+	}
+	return nil
+}
+
+// errLost says that a machine cannot go on; the case that ran has got its status.
+var errLost = errors.New("machine lost")
+
+func lost(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", errLost, fmt.Sprintf(format, args...))
+}

@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package suite_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/zcvet/zcvet/guest/link"
+	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/suite"
+	"github.com/zcvet/zcvet/harness/verdict"
+)
+
+// patience is short where a test has to run into it, and long where a slow
+// machine must not.
+var patience = suite.Patience{Boot: time.Minute, Case: time.Minute, Silence: time.Minute, Backtrace: 5 * time.Second}
+
+var oops = []string{
+	"[    2.000000] BUG: kernel NULL pointer dereference, address: 0000000000000010",
+	"[    2.000001] #PF: supervisor read access in kernel mode",
+	"[    2.000002] Oops: Oops: 0000 [#1] PREEMPT SMP NOPTI",
+	"[    2.000003] CPU: 0 UID: 0 PID: 57 Comm: agent Not tainted 6.12.0 #1",
+	"[    2.000004] RIP: 0010:tcp_sendmsg_locked+0x12/0x40",
+	"[    2.000005] Call Trace:",
+	"[    2.000006]  <TASK>",
+	"[    2.000007]  tcp_sendmsg+0x2c/0x40",
+	"[    2.000008]  </TASK>",
+	"[    2.000009] ---[ end trace 0000000000000000 ]---",
+}
+
+var warning = []string{
+	"[    3.000000] ------------[ cut here ]------------",
+	"[    3.000001] WARNING: CPU: 0 PID: 57 at net/core/skbuff.c:1800 msg_zerocopy_callback+0x12/0x40",
+	"[    3.000002] CPU: 0 UID: 0 PID: 57 Comm: agent Not tainted 6.12.0 #1",
+	"[    3.000003] RIP: 0010:msg_zerocopy_callback+0x12/0x40",
+	"[    3.000004] Call Trace:",
+	"[    3.000005]  <TASK>",
+	"[    3.000006]  skb_release_data+0x2c/0x40",
+	"[    3.000007]  </TASK>",
+	"[    3.000008] ---[ end trace 0000000000000000 ]---",
+}
+
+func run(t *testing.T, lab *laboratory, change func(*suite.Options)) (*suite.Result, error) {
+	t.Helper()
+	lab.t = t
+	options := suite.Options{Booter: lab, Patience: patience}
+	if change != nil {
+		change(&options)
+	}
+	result, err := suite.Run(t.Context(), options)
+	if lab.open != 0 {
+		t.Errorf("%d machines were left running", lab.open)
+	}
+	return result, err
+}
+
+// statuses maps each case to its status.
+func statuses(result *suite.Result) map[string]verdict.Status {
+	got := map[string]verdict.Status{}
+	for _, c := range result.Cases {
+		got[c.ID] = c.Status
+	}
+	return got
+}
+
+func TestResultsAreKept(t *testing.T) {
+	lab := &laboratory{
+		instances: []string{"a", "b", "c"},
+		behaviour: map[string]behaviour{"b": ends("fail", "expected 1, got 2"), "c": ends("skip", "no such device")},
+	}
+	var told []string
+	result, err := run(t, lab, func(o *suite.Options) {
+		o.OnCase = func(c verdict.Case) { told = append(told, c.ID) }
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []verdict.Case{
+		{ID: "a", Name: "a", Level: verdict.Must, Status: verdict.Pass, MS: 1},
+		{ID: "b", Name: "b", Level: verdict.Must, Status: verdict.Fail, MS: 1, Detail: "expected 1, got 2", Log: []string{"noted by b"}},
+		{ID: "c", Name: "c", Level: verdict.Must, Status: verdict.Skip, MS: 1, Detail: "no such device"},
+	}
+	if diff := cmp.Diff(want, result.Cases); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"a", "b", "c"}, told); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"b"}, lab.evidence); diff != "" {
+		t.Errorf("evidence is kept of failures only: %s", diff)
+	}
+	if lab.boots != 1 || lab.restores != 0 {
+		t.Errorf("%d boots, %d restores", lab.boots, lab.restores)
+	}
+}
+
+func TestOnlyWantedCasesRun(t *testing.T) {
+	lab := &laboratory{instances: []string{"a", "b"}}
+	wanted := func(name string) func(*suite.Options) {
+		return func(o *suite.Options) { o.Wanted = func(i link.Instance) bool { return i.ID == name } }
+	}
+	result, err := run(t, lab, wanted("b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]verdict.Status{"b": verdict.Pass}, statuses(result)); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := run(t, lab, wanted("none of them")); fault.Of(err) != fault.Usage {
+		t.Errorf("an empty selection: %v, want a usage error", err)
+	}
+}
+
+func TestCrashBelongsToItsCaseAndTheOthersStillRun(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		crash  behaviour
+		detail string
+		kind   string
+	}{
+		{"oops, machine lives", prints(hangs(), oops...), "NULL", "oops"},
+		{"oops, machine dies", prints(dies(errors.New("guest panicked")), oops...), "NULL", "oops"},
+		{"machine dies silently", dies(errors.New("qemu: killed")), "qemu: killed", ""},
+		{"oops, the case is reported first", prints(ends("fail", "worker was killed"), oops...), "NULL", "oops"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			lab := &laboratory{
+				instances: []string{"a", "b", "c"},
+				behaviour: map[string]behaviour{"b": test.crash},
+			}
+			result, err := run(t, lab, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := map[string]verdict.Status{"a": verdict.Pass, "b": verdict.Crash, "c": verdict.Pass}
+			if diff := cmp.Diff(want, statuses(result)); diff != "" {
+				t.Error(diff)
+			}
+			if detail := result.Cases[1].Detail; !strings.Contains(detail, test.detail) {
+				t.Errorf("detail %q does not say %q", detail, test.detail)
+			}
+			if lab.boots != 1 || lab.restores != 1 {
+				t.Errorf("%d boots and %d restores, want 1 and 1", lab.boots, lab.restores)
+			}
+			if test.kind == "" {
+				return
+			}
+			if len(result.Splats) != 1 || string(result.Splats[0].Kind) != test.kind || result.Splats[0].Case != "b" {
+				t.Errorf("splats %+v", result.Splats)
+			}
+		})
+	}
+}
+
+func TestSplatFailsTheCaseThatRan(t *testing.T) {
+	lab := &laboratory{
+		instances: []string{"a", "b", "c"},
+		behaviour: map[string]behaviour{"b": prints(ends("pass", ""), warning...)},
+	}
+	result, err := run(t, lab, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]verdict.Status{"a": verdict.Pass, "b": verdict.Fail, "c": verdict.Pass}
+	if diff := cmp.Diff(want, statuses(result)); diff != "" {
+		t.Error(diff)
+	}
+	if len(result.Splats) != 1 || result.Splats[0].Case != "b" {
+		t.Errorf("splats %+v", result.Splats)
+	}
+	if lab.restores != 0 {
+		t.Error("a warning is no reason to leave the machine")
+	}
+}
+
+func TestTaintWithoutWordsFails(t *testing.T) {
+	tainted := func(vm *fakeVM, conn *link.Conn, id string) {
+		vm.end(conn, link.CaseEnd{ID: id, Status: "pass", Tainted: 1 << 9})
+	}
+	lab := &laboratory{
+		instances: []string{"a", "b"},
+		behaviour: map[string]behaviour{"a": tainted, "b": tainted},
+	}
+	result, err := run(t, lab, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]verdict.Status{"a": verdict.Fail, "b": verdict.Pass}
+	if diff := cmp.Diff(want, statuses(result)); diff != "" {
+		t.Errorf("the case that set the taint fails, those after it do not: %s", diff)
+	}
+}
+
+func TestHangGetsABacktrace(t *testing.T) {
+	lab := &laboratory{
+		instances: []string{"a", "b"},
+		behaviour: map[string]behaviour{"a": hangs(
+			"[    9.000000] NMI backtrace for cpu 0",
+			"[    9.000001] CPU: 0 UID: 0 PID: 57 Comm: agent Not tainted 6.12.0 #1",
+			"[    9.000002] RIP: 0010:udp_sendmsg+0x12/0x40",
+			"[    9.000003] Call Trace:",
+			"[    9.000004]  <TASK>",
+			"[    9.000005]  __sys_sendto+0x2c/0x40",
+			"[    9.000006]  </TASK>",
+		)},
+	}
+	result, err := run(t, lab, func(o *suite.Options) { o.Silence = 300 * time.Millisecond })
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]verdict.Status{"a": verdict.Crash, "b": verdict.Pass}
+	if diff := cmp.Diff(want, statuses(result)); diff != "" {
+		t.Error(diff)
+	}
+	if lab.nmis != 1 {
+		t.Errorf("%d NMIs", lab.nmis)
+	}
+	if len(result.Splats) != 1 || result.Splats[0].Kind != "hang" || result.Splats[0].Function != "udp_sendmsg" {
+		t.Errorf("splats %+v", result.Splats)
+	}
+}
+
+func TestCallsAreAnswered(t *testing.T) {
+	var replies []link.Reply
+	calls := func(vm *fakeVM, conn *link.Conn, id string) {
+		for number, method := range []string{"nic.hold", "refused"} {
+			_ = conn.Send(link.KindCall, link.Call{Number: uint64(number), Method: method})
+			message, err := conn.Receive()
+			if err != nil {
+				return
+			}
+			reply, _ := link.Decode[link.Reply](message)
+			replies = append(replies, reply)
+		}
+		vm.end(conn, link.CaseEnd{ID: id, Status: "pass"})
+	}
+	lab := &laboratory{instances: []string{"a"}, behaviour: map[string]behaviour{"a": calls}}
+	if _, err := run(t, lab, nil); err != nil {
+		t.Fatal(err)
+	}
+	want := []link.Reply{
+		{Number: 0, Result: json.RawMessage(`{"answer":42}`)},
+		{Number: 1, Error: "no such method"},
+	}
+	if diff := cmp.Diff(want, replies); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestBootFailures(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		lab  *laboratory
+		boot time.Duration
+		say  string
+	}{
+		{
+			"panic", &laboratory{noHello: true, boot: []string{
+				"[    0.500000] Run /init as init process",
+				"[    0.600000] Kernel panic - not syncing: No working init found.  Try passing init= option to kernel.",
+				"[    0.600001] CPU: 0 UID: 0 PID: 1 Comm: swapper/0 Not tainted 6.12.0 #1",
+				"[    0.600002] ---[ end Kernel panic - not syncing: No working init found.  Try passing init= option to kernel. ]---",
+			}},
+			time.Minute, "No working init found",
+		},
+		{"silence", &laboratory{noHello: true, boot: []string{"[    0.1] Linux version"}}, 300 * time.Millisecond, "not ready after"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := run(t, test.lab, func(o *suite.Options) { o.Patience.Boot = test.boot })
+			if fault.Of(err) != fault.Boot {
+				t.Fatalf("%v is of class %v", err, fault.Of(err))
+			}
+			if !strings.Contains(err.Error(), test.say) {
+				t.Errorf("%q does not say %q", err, test.say)
+			}
+			classed, _ := errors.AsType[*fault.Error](err)
+			if !strings.Contains(classed.Output, test.lab.boot[0]) {
+				t.Errorf("the console is not shown: %q", classed.Output)
+			}
+		})
+	}
+}
+
+func TestMachinesThatNeverRunACaseEndTheRun(t *testing.T) {
+	lab := &laboratory{
+		instances: []string{"a"},
+		behaviour: map[string]behaviour{"a": func(_ *fakeVM, conn *link.Conn, _ string) {
+			_ = conn.Send(link.KindCaseEnd, link.CaseEnd{ID: "somebody else's", Status: "pass"})
+		}},
+	}
+	result, err := run(t, lab, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := result.Cases[0]; got.Status != verdict.Fail || !strings.Contains(got.Detail, "guest link") {
+		t.Errorf("a broken agent: %+v", got)
+	}
+}
+
+func TestInterruptKeepsWhatWasFinished(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	lab := &laboratory{t: t, instances: []string{"a", "b"}, behaviour: map[string]behaviour{
+		"b": func(vm *fakeVM, _ *link.Conn, _ string) {
+			cancel()
+			<-vm.done
+		},
+	}}
+	result, err := suite.Run(ctx, suite.Options{Booter: lab, Patience: patience})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	if diff := cmp.Diff(map[string]verdict.Status{"a": verdict.Pass, "b": ""}, statuses(result)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestConsoleLogShowsWhereCasesBegin(t *testing.T) {
+	var console bytes.Buffer
+	lab := &laboratory{instances: []string{"a"}, behaviour: map[string]behaviour{"a": prints(ends("pass", ""), "[    2.0] hello")}}
+	if _, err := run(t, lab, func(o *suite.Options) { o.Console = &console }); err != nil {
+		t.Fatal(err)
+	}
+	if want := "[    2.0] hello\n"; !strings.Contains(console.String(), want) || !strings.Contains(console.String(), link.StartMark("a")) {
+		t.Errorf("console log %q", console.String())
+	}
+}
