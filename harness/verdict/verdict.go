@@ -155,6 +155,23 @@ type Splat struct {
 	Patch string `json:"patch"`
 	// Text is the console excerpt.
 	Text string `json:"text"`
+	// Fingerprint is equal for two reports of one fault: a hash of the kind
+	// and the first five functions.
+	Fingerprint string `json:"fingerprint,omitempty"`
+	// Frames is the stack from Function on, decoded.
+	Frames []Frame `json:"frames,omitempty"`
+}
+
+// Frame is one function on the stack of a splat.
+type Frame struct {
+	Function string `json:"function"`
+	File     string `json:"file,omitempty"` // relative to the source's root
+	Line     int    `json:"line,omitempty"`
+	// Inlined is true for a function that the compiler folded into the next
+	// one of the list.
+	Inlined bool `json:"inlined,omitempty"`
+	// Patch is the subject of the patch that last touched the line.
+	Patch string `json:"patch,omitempty"`
 }
 
 // Totals counts the cases by status.
