@@ -18,9 +18,9 @@ const (
 	endBar
 	// endStack: where the stack dump ends, because nothing marks it.
 	endStack
-	// endLockdep: where the stack dump after "stack backtrace:" ends; the
-	// stacks before it are how the locks were taken earlier.
-	endLockdep
+	// endDump: where the stack dump of the report itself ends; the stacks
+	// before it are history (how a lock was taken, who freed an object).
+	endDump
 	// endQuiet: when something else is printed for a while. Reports of hangs
 	// consist of many stacks.
 	endQuiet
@@ -71,16 +71,16 @@ var headers = []header{
 	{kind: Warning, end: endTrace, title: "WARNING at $1", in: true, site: 1, function: 2, pattern: regexp.MustCompile(`^WARNING: (?:\[.*\] )?` + source + ` at (\S+?),? CPU#`)},
 	{kind: Warning, end: endTrace, title: "WARNING", in: true, function: 1, pattern: regexp.MustCompile(`^WARNING: (?:\[.*\] )?(?:at )?([\w.]+\+0x\S+?),? CPU#`)},
 
-	{kind: Lockdep, end: endLockdep, title: "possible circular locking dependency", in: true, pattern: regexp.MustCompile(`^WARNING: possible circular locking dependency detected`)},
-	{kind: Lockdep, end: endLockdep, title: "possible recursive locking", in: true, pattern: regexp.MustCompile(`^WARNING: possible recursive locking detected`)},
-	{kind: Lockdep, end: endLockdep, title: "possible irq lock inversion dependency", in: true, pattern: regexp.MustCompile(`^WARNING: possible irq lock inversion dependency detected`)},
-	{kind: Lockdep, end: endLockdep, title: "$1-safe -> $2-unsafe lock order", in: true, pattern: regexp.MustCompile(`^WARNING: (\w+)-safe -> (\w+)-unsafe lock order detected`)},
-	{kind: Lockdep, end: endLockdep, title: "inconsistent lock state", in: true, pattern: regexp.MustCompile(`^WARNING: inconsistent lock state`)},
-	{kind: Lockdep, end: endLockdep, title: "suspicious RCU usage", in: true, pattern: regexp.MustCompile(`^WARNING: suspicious RCU usage`)},
-	{kind: Lockdep, end: endLockdep, title: "bad unlock balance", in: true, pattern: regexp.MustCompile(`^WARNING: bad unlock balance detected`)},
-	{kind: Lockdep, end: endLockdep, title: "$1", in: true, pattern: regexp.MustCompile(`^WARNING: ([Nn]ested lock was not taken|bad contention detected|held lock freed|chain_key collision|lock held when returning to user space)`)},
-	{kind: Lockdep, end: endLockdep, title: "task still has locks held", in: true, pattern: regexp.MustCompile(`^WARNING: .+/\d+ still has locks held!`)},
-	{kind: Lockdep, end: endLockdep, title: "invalid wait context", in: true, pattern: regexp.MustCompile(`^\[ BUG: Invalid wait context \]`)},
+	{kind: Lockdep, end: endDump, title: "possible circular locking dependency", in: true, pattern: regexp.MustCompile(`^WARNING: possible circular locking dependency detected`)},
+	{kind: Lockdep, end: endDump, title: "possible recursive locking", in: true, pattern: regexp.MustCompile(`^WARNING: possible recursive locking detected`)},
+	{kind: Lockdep, end: endDump, title: "possible irq lock inversion dependency", in: true, pattern: regexp.MustCompile(`^WARNING: possible irq lock inversion dependency detected`)},
+	{kind: Lockdep, end: endDump, title: "$1-safe -> $2-unsafe lock order", in: true, pattern: regexp.MustCompile(`^WARNING: (\w+)-safe -> (\w+)-unsafe lock order detected`)},
+	{kind: Lockdep, end: endDump, title: "inconsistent lock state", in: true, pattern: regexp.MustCompile(`^WARNING: inconsistent lock state`)},
+	{kind: Lockdep, end: endDump, title: "suspicious RCU usage", in: true, pattern: regexp.MustCompile(`^WARNING: suspicious RCU usage`)},
+	{kind: Lockdep, end: endDump, title: "bad unlock balance", in: true, pattern: regexp.MustCompile(`^WARNING: bad unlock balance detected`)},
+	{kind: Lockdep, end: endDump, title: "$1", in: true, pattern: regexp.MustCompile(`^WARNING: ([Nn]ested lock was not taken|bad contention detected|held lock freed|chain_key collision|lock held when returning to user space)`)},
+	{kind: Lockdep, end: endDump, title: "task still has locks held", in: true, pattern: regexp.MustCompile(`^WARNING: .+/\d+ still has locks held!`)},
+	{kind: Lockdep, end: endDump, title: "invalid wait context", in: true, pattern: regexp.MustCompile(`^\[ BUG: Invalid wait context \]`)},
 	{kind: Lockdep, end: endStack, title: "trying to register non-static key", in: true, pattern: regexp.MustCompile(`^INFO: trying to register non-static key`)},
 	// From here on lockdep is off and every later report would be missing.
 	{kind: Lockdep, end: endStack, title: "BUG: MAX_$1 too low", pattern: regexp.MustCompile(`^BUG: MAX_(\w+) too (?:low|small)`)},
@@ -93,7 +93,7 @@ var headers = []header{
 	{kind: Atomic, end: endStack, title: "BUG: assuming $1 context", in: true, pattern: regexp.MustCompile(`^BUG: assuming ([\w -]+) context at`)},
 	{kind: Atomic, end: endStack, title: "BUG: workqueue leaked $1", in: true, pattern: regexp.MustCompile(`^BUG: workqueue leaked ([\w, ]+):`)},
 
-	{kind: Slab, end: endStack, title: "BUG $1: $2", in: true, pattern: regexp.MustCompile(`^BUG (\S+) \([^()]*\): (.+?)\.?$`)},
+	{kind: Slab, end: endDump, title: "BUG $1: $2", in: true, pattern: regexp.MustCompile(`^BUG (\S+) \([^()]*\): (.+?)\.?$`)},
 	{kind: Page, end: endStack, title: "BUG: Bad $1", in: true, pattern: regexp.MustCompile(`^BUG: Bad (page state|page map|page cache) in process`)},
 	{kind: Page, end: endLine, title: "BUG: Bad rss-counter state", pattern: regexp.MustCompile(`^BUG: Bad rss-counter state`)},
 	{kind: Page, end: endLine, title: "BUG: non-zero pgtables_bytes on freeing mm", pattern: regexp.MustCompile(`^BUG: non-zero pgtables_bytes`)},
@@ -109,7 +109,7 @@ var headers = []header{
 	{kind: Leak, end: endLine, title: "kmemleak: new suspected memory leaks", pattern: regexp.MustCompile(`^kmemleak: \d+ new suspected memory leaks`)},
 	{kind: Netdev, end: endLine, title: "unregister_netdevice: waiting for $1 to become free", pattern: regexp.MustCompile(`^unregister_netdevice: waiting for (\S+) to become free`)},
 
-	{kind: Panic, end: endTrace, title: "Kernel panic - not syncing: $1", pattern: regexp.MustCompile(`^Kernel panic - not syncing: (.*?)(?: exitcode=.*)?$`)},
+	{kind: Panic, end: endTrace, title: "Kernel panic - not syncing: $1", pattern: regexp.MustCompile(`^Kernel panic - not syncing: (.*?)(?: exitcode=.*|\. .*)?$`)},
 	// A BUG: line that none of the above knows is still a report.
 	{kind: Bug, end: endStack, title: "BUG: $1", in: true, pattern: regexp.MustCompile(`^BUG: (.{4,100})$`)},
 }
@@ -170,7 +170,7 @@ var checks = []struct {
 	pattern *regexp.Regexp
 	kind    Kind
 }{
-	{regexp.MustCompile(`refcount_t: [\w ;]+`), Refcount},
+	{regexp.MustCompile(`refcount_t: [\w ;-]+`), Refcount},
 	{regexp.MustCompile(`^(?:list_(?:add|del) (?:corruption|double add)|hlist_\w+ corruption|plist corruption)`), List},
 	{regexp.MustCompile(`\bskb_(?:over|under)_panic\b`), Bug},
 	{regexp.MustCompile(`^usercopy: Kernel memory (?:exposure|overwrite) attempt`), Bug},

@@ -21,14 +21,14 @@ var machinery = regexp.MustCompile(`^(?:` +
 	`(?:__)?ubsan_\w+|__ubsan_\w+|handle_overflow|fortify_panic|__fortify_\w+|usercopy_abort|__check_object_size|__check_heap_object|check_\w*copy\w*|__stack_chk_fail|` +
 	`refcount_warn_saturate|(?:__)?refcount_\w+|__list_(?:add|del)_\w+|skb_panic|skb_(?:over|under)_panic|debug_print_object|(?:__)?debug_object_\w+|debug_check_no_obj_freed|` +
 	`slab_(?:err|bug|fix|pad_check|free_hook|post_alloc_hook)|object_err|print_trailer|print_tracking|check_(?:bytes_and_report|object|slab|poison_obj)|on_freelist|(?:free|alloc)_(?:debug_processing|to_partial_list)|free_consistency_checks|` +
-	`__?slab_(?:free|alloc)\w*|slab_alloc_node|kfree|kvfree|kmem_cache_\w+|__kmem_cache_\w+|(?:__)?k[vmz]\w*alloc\w*|kmemleak_\w+|krealloc\w*|kmemdup\w*|bad_page|free_(?:page_is_bad|unref_page\w*|pcppages_bulk|unref_folios)|__free_pages\w*|` +
+	`_{1,3}slab_(?:free|alloc)\w*|slab_alloc_node|kfree|kvfree|kmem_cache_\w+|__kmem_cache_\w+|(?:__)?k[vmz]\w*alloc\w*|kmemleak_\w+|krealloc\w*|kmemdup\w*|bad_page|free_(?:page_is_bad|unref_page\w*|pcppages_bulk|unref_folios)|__free_pages\w*|` +
 	// Locks and context checks.
 	`(?:__)?might_\w+|__might_resched|__cant_\w+|check_preemption_disabled|debug_smp_processor_id|__this_cpu_preempt_check|` +
 	`(?:print|check|mark|validate|__lock)_\w*(?:circular|deadlock|usage|lock|chain|noncircular|irq|bug|prev)\w*|lock_(?:acquire|release|is_held_type)|__lock_\w+|register_lock_class|assign_lock_key|lockdep_\w+|debug_(?:check|show)\w*lock\w*|reacquire_held_locks|` +
 	`_raw_(?:spin|read|write)_\w+|do_raw_(?:spin|read|write)_\w+|native_queued_spin_lock_slowpath|queued_\w+_slowpath|pv_\w+_slowpath|spin_(?:bug|dump)|rwlock_bug|` +
 	`(?:__)?mutex_(?:lock|unlock|trylock)\w*|__mutex_\w+|down_(?:read|write)\w*|up_(?:read|write)\w*|rwsem_\w+|` +
 	// Waiting.
-	`(?:__)?schedule(?:_\w+)?|__schedule_bug|preempt_schedule\w*|context_switch|io_schedule\w*|(?:do_)?wait_for_com\w+|__wait_for_common|wait_for_completion\w*|prepare_to_\w+|` +
+	`(?:__)?schedule(?:_\w+)?|__schedule_bug|preempt_schedule\w*|context_switch|io_schedule\w*|(?:do_)?wait_for_com\w+|__wait_for_common|wait_for_completion\w*|prepare_to_\w+|__?lock_sock\w*|lock_sock\w*|` +
 	// Copying.
 	`mem(?:cpy|set|move|cmp|chr)(?:_\w+)?|__mem(?:cpy|set|move)\w*|str(?:len|nlen|cpy|cmp|ncmp|lcpy|scpy)\w*|sized_strscpy|rep_(?:movs|stos)\w*|copy_user\w*|_copy_(?:to|from)_user|__?clear_user\w*|copyin|copyout|csum_partial\w*|` +
 	`__x86_\w*thunk\w*|__sanitizer_\w+|ret_from_fork_asm` +

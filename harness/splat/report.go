@@ -23,7 +23,7 @@ type report struct {
 	died    bool // the "Oops: … [#1]" line was seen
 	fault   pageFault
 
-	backtrace bool // "stack backtrace:" was seen
+	backtrace bool // the report's own stack has begun, for endDump
 	framed    int  // number of the last line that belonged to a stack, 0 if none
 	stray     int  // lines since then that do not
 	panicking bool
@@ -137,7 +137,7 @@ func (r *report) overrun() bool {
 	switch r.header.end {
 	case endStack:
 		return r.framed > 0 && r.stray >= strayLines || r.stray >= 2*quietLines
-	case endLockdep:
+	case endDump:
 		return r.backtrace && r.framed > 0 && r.stray >= strayLines || r.stray >= 4*quietLines
 	case endQuiet:
 		return r.stray >= quietLines
@@ -150,7 +150,7 @@ func (r *report) overrun() bool {
 func (r *report) read(text string) bool {
 	if newStack.MatchString(text) {
 		r.section++
-		if strings.HasPrefix(text, "stack backtrace:") {
+		if strings.HasPrefix(text, "stack backtrace:") || r.kind() == Slab && strings.HasPrefix(text, "Call Trace:") {
 			r.backtrace = true
 			r.framed = 0
 			return true
@@ -217,8 +217,15 @@ func parseFrame(text string) (Frame, bool) {
 // userTop is the first address that is not user space's on x86-64.
 const userTop = 1 << 47
 
-// splat makes the result.
-func (r *report) splat(partial bool) Splat {
+// splat makes the result; complete is false when the log or something else cut
+// the report off.
+func (r *report) splat(complete bool) Splat {
+	partial := !complete
+	switch r.header.end {
+	case endStack, endDump, endQuiet:
+		// Nothing marks their end, so a stack that is there counts as one.
+		partial = r.framed == 0
+	}
 	s := Splat{
 		Kind: r.kind(), Taint: r.taint, Case: r.tag, Line: r.line, Partial: partial,
 		Frames: r.frames(), Text: strings.Trim(strings.Join(r.lines, "\n"), "\n"),
@@ -285,19 +292,26 @@ func (r *report) frames() []Frame {
 			section = e.section
 		}
 		switch {
-		case e.pointer && i > start && sameFunction(e.frame, r.entries[start].frame):
-			// The executive summary repeats the registers.
+		case e.pointer && i > start:
+			// The summary repeats the registers, or this is what was
+			// interrupted.
+			return r.fromHeader(skipMachinery(orGuesses(frames, guesses)))
 		case e.reliable:
 			frames = append(frames, e.frame)
 		default:
 			guesses = append(guesses, e.frame)
 		}
 	}
-	if len(frames) <= 1 {
-		// Without an unwinder every caller is a guess.
-		frames = append(frames, guesses...)
+	return r.fromHeader(skipMachinery(orGuesses(frames, guesses)))
+}
+
+// orGuesses adds the callers marked "?" when there are no others: without an
+// unwinder in the kernel every caller is a guess.
+func orGuesses(frames, guesses []Frame) []Frame {
+	if len(frames) > 1 {
+		return frames
 	}
-	return r.fromHeader(skipMachinery(frames))
+	return append(frames, guesses...)
 }
 
 // pick returns where in r.entries the stack of interest begins, -1 for nowhere.
@@ -322,8 +336,7 @@ func (r *report) pick() int {
 		}
 	}
 	switch {
-	case r.header.end == endLockdep && r.backtrace:
-		// The stacks before tell where the locks were taken.
+	case r.header.end == endDump && r.backtrace:
 		last := -1
 		for i, e := range r.entries {
 			if last < 0 || r.entries[last].section != e.section {

@@ -4,10 +4,13 @@ package splat
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -78,7 +81,10 @@ type Scanner struct {
 }
 
 // preface is what a context printed since its "cut here" line.
-type preface struct{ lines []string }
+type preface struct {
+	lines []string
+	line  int // of the log, of "cut here"
+}
 
 // omen is the message a check prints before its BUG() prints "cut here".
 type omen struct {
@@ -176,7 +182,7 @@ func (s *Scanner) BeginHang(reason string) {
 			return // the kernel noticed too and says more about it
 		}
 	}
-	s.begin("", &header{kind: Hang, end: endQuiet, title: "hang", in: true}, nil, []string{"zcvet: " + reason})
+	s.begin("", &header{kind: Hang, end: endQuiet, title: "hang", in: true}, nil, max(s.line, 1), []string{"zcvet: " + reason})
 }
 
 // Write reads more of the log. It fails, then and on every later call, when the
@@ -215,17 +221,12 @@ func (s *Scanner) Close() error {
 	if s.err == nil && len(s.partial) > 0 {
 		_ = s.endLine() // kept in s.err
 	}
-	for len(s.open) > 0 {
-		first := ""
-		for caller, report := range s.open {
-			if r := s.open[first]; r == nil || report.line < r.line {
-				first = caller
-			}
-		}
-		s.finish(first, s.open[first].header.end != endLine)
+	for _, caller := range callers(s.open) {
+		s.finish(caller, false)
 	}
-	for caller, preface := range s.prefaces {
-		s.begin(caller, &header{kind: Truncated, end: endLine, title: "kernel report cut off at its first line"}, nil, preface.lines)
+	for _, caller := range slices.Sorted(maps.Keys(s.prefaces)) {
+		preface := s.prefaces[caller]
+		s.begin(caller, &header{kind: Truncated, end: endLine, title: "kernel report cut off at its first line"}, nil, preface.line, preface.lines)
 	}
 	clear(s.prefaces)
 	return s.err
@@ -313,9 +314,9 @@ func (s *Scanner) take(caller, text string) {
 	}
 	if strings.HasPrefix(text, cutHere) {
 		if open := s.open[caller]; open != nil && !open.kind().hangs() {
-			s.finish(caller, true)
+			s.finish(caller, false)
 		}
-		preface := &preface{}
+		preface := &preface{line: s.line}
 		if omen := s.omens[caller]; omen.line > 0 && s.line-omen.line <= 2 {
 			preface.lines = append(preface.lines, omen.text)
 		}
@@ -335,14 +336,14 @@ func (s *Scanner) take(caller, text string) {
 			return
 		}
 		if s.open[caller] != nil {
-			s.finish(caller, true)
+			s.finish(caller, false)
 		}
-		var before []string
+		line, lines := s.line, []string{text}
 		if preface := s.prefaces[caller]; preface != nil {
-			before = preface.lines
+			line, lines = preface.line, append(preface.lines, text)
 			delete(s.prefaces, caller)
 		}
-		s.begin(caller, head, groups, append(before, text))
+		s.begin(caller, head, groups, line, lines)
 		return
 	}
 
@@ -350,7 +351,7 @@ func (s *Scanner) take(caller, text string) {
 		preface.lines = append(preface.lines, text)
 		if len(preface.lines) > maxPreface {
 			delete(s.prefaces, caller)
-			s.begin(caller, &header{kind: Truncated, end: endStack, title: "kernel report of unknown kind", in: true}, nil, preface.lines)
+			s.begin(caller, &header{kind: Truncated, end: endStack, title: "kernel report of unknown kind", in: true}, nil, preface.line, preface.lines)
 		}
 		return
 	}
@@ -362,9 +363,9 @@ func (s *Scanner) take(caller, text string) {
 	}
 	switch open.add(text) {
 	case ends, ended:
-		s.finish(owner, false)
-	case cut:
 		s.finish(owner, true)
+	case cut:
+		s.finish(owner, false)
 	}
 }
 
@@ -374,12 +375,20 @@ func (s *Scanner) ownerOf(caller string) string {
 	if s.open[caller] != nil {
 		return caller
 	}
-	for other, report := range s.open {
-		if report.kind().hangs() && (caller != "" || other == "") {
+	for _, other := range callers(s.open) {
+		if s.open[other].kind().hangs() && (caller != "" || other == "") {
 			return other
 		}
 	}
 	return caller
+}
+
+// callers returns the contexts with open reports, in the order in which the
+// reports began.
+func callers(open map[string]*report) []string {
+	return slices.SortedFunc(maps.Keys(open), func(a, b string) int {
+		return cmp.Or(cmp.Compare(open[a].line, open[b].line), cmp.Compare(a, b))
+	})
 }
 
 // explains tells whether the panic in text only ends the machine because of a
@@ -389,25 +398,27 @@ func (s *Scanner) explains(text string) bool {
 		consequence.MatchString(strings.TrimPrefix(text, panicPrefix))
 }
 
-// begin opens a report whose lines so far are given, the header last.
-func (s *Scanner) begin(caller string, head *header, groups, lines []string) {
-	r := &report{header: head, groups: groups, line: s.line - len(lines) + 1, tag: s.current}
+// begin opens a report that began at a line of the log and whose lines so far
+// are given, the header last.
+func (s *Scanner) begin(caller string, head *header, groups []string, line int, lines []string) {
+	r := &report{header: head, groups: groups, line: line, tag: s.current}
 	for _, line := range lines {
 		r.add(line)
 	}
 	r.headed = true
 	s.open[caller] = r
 	if head.end == endLine {
-		s.finish(caller, head.kind == Truncated)
+		s.finish(caller, head.kind != Truncated)
 	}
 }
 
-// finish completes the report of a context.
-func (s *Scanner) finish(caller string, partial bool) {
+// finish hands out the report of a context; complete says that its end was
+// seen.
+func (s *Scanner) finish(caller string, complete bool) {
 	r := s.open[caller]
 	delete(s.open, caller)
 	s.last = s.line
-	splat := r.splat(partial)
+	splat := r.splat(complete)
 	for _, allowed := range s.options.Allowed {
 		if allowed.matches(splat.Title, s.options.Now) {
 			s.dropped = append(s.dropped, Dropped{Splat: splat, By: allowed})
