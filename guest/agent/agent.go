@@ -178,8 +178,14 @@ func (a *Agent) runCase(id string, parameters link.Parameters) error {
 	if err := a.requireWorker(); err != nil {
 		return err
 	}
+	if err := a.system.Print(link.StartMark(id)); err != nil {
+		return fmt.Errorf("mark the case on the console: %w", err)
+	}
 	if err := a.host.Send(link.KindCaseStart, link.CaseStart{ID: id}); err != nil {
 		return err
+	}
+	if err := a.system.Mark(link.StartMark(id)); err != nil {
+		return fmt.Errorf("mark the case on the console: %w", err)
 	}
 	started := time.Now()
 	end, err := a.await(id, parameters, limit, grace)
@@ -191,6 +197,12 @@ func (a *Agent) runCase(id string, parameters link.Parameters) error {
 	}
 	if end.Tainted, err = a.system.Tainted(); err != nil {
 		return fmt.Errorf("read the taint flags: %w", err)
+	}
+	if err := a.system.Mark(link.EndMark(id)); err != nil {
+		return fmt.Errorf("mark the case on the console: %w", err)
+	}
+	if err := a.system.Print(link.EndMark(id)); err != nil {
+		return fmt.Errorf("mark the case on the console: %w", err)
 	}
 	return a.host.Send(link.KindCaseEnd, end)
 }

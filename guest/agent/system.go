@@ -21,6 +21,8 @@ type system interface {
 	Mount(source, target, kind string) error
 	// SetSysctl writes a file below /proc/sys.
 	SetSysctl(name, value string) error
+	// Print puts a line on the console, in order with what the kernel prints.
+	Print(line string) error
 	// StartWorker starts this program again as a worker. The files become its
 	// descriptors 0, 1, 2 and so on; no other is passed on.
 	StartWorker(files []int) (pid int, err error)
@@ -33,6 +35,8 @@ type system interface {
 	Stacks(pid int) []string
 	// Tainted returns the kernel's taint flags.
 	Tainted() (uint64, error)
+	// Mark prints a line on the console, in order with what the kernel prints.
+	Mark(line string) error
 	// PowerOff ends the machine; it returns only with an error.
 	PowerOff() error
 }
@@ -53,6 +57,18 @@ func (kernel) Mount(source, target, kind string) error {
 
 func (kernel) SetSysctl(name, value string) error {
 	return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0)
+}
+
+// Print goes through the kernel's own log: what is written to the console device
+// overtakes it.
+func (kernel) Print(line string) error {
+	log, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	_, err = log.WriteString("<5>" + line) // KERN_NOTICE
+	return err
 }
 
 func (kernel) StartWorker(files []int) (int, error) {
@@ -101,6 +117,10 @@ func (kernel) Tainted() (uint64, error) {
 		return 0, err
 	}
 	return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+}
+
+func (kernel) Mark(line string) error {
+	return os.WriteFile("/dev/kmsg", []byte("<6>"+line), 0)
 }
 
 func (kernel) PowerOff() error {
