@@ -126,7 +126,8 @@ const (
 
 // Rule acts on frames that Port transmits, before the peer sees them. The
 // guest's buffers are returned as usual; rules are about the wire. The first
-// rule that matches a frame decides.
+// rule that matches a frame decides, be it that the frame passes because it is
+// among those to skip; a rule that rests matches no more. Port may be AllNICs.
 type Rule struct {
 	Port   Port   `json:"port"`
 	Match  Class  `json:"match"`
@@ -171,6 +172,9 @@ type FramesQuery struct {
 type Frames struct {
 	Frames []Frame `json:"frames"`
 	Next   uint64  `json:"next"` // number the next frame of this port will get
+	// More is true when the answer would have been too long for the guest link:
+	// ask again with Since one past the last frame of this answer.
+	More bool `json:"more,omitempty"`
 }
 
 // Frame is one TX descriptor chain as the device saw it.
