@@ -67,7 +67,7 @@ func (kernel) Print(line string) error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	_, err = log.WriteString("<5>" + line) // KERN_NOTICE
+	_, err = log.WriteString("<4>" + line) // KERN_WARNING: the level of a splat, so that both are shown
 	return err
 }
 
@@ -123,7 +123,8 @@ func (kernel) Mark(line string) error {
 	return os.WriteFile("/dev/kmsg", []byte("<6>"+line), 0)
 }
 
+// PowerOff restarts: a machine without ACPI cannot switch itself off, it would
+// only halt, while QEMU ends with -no-reboot on the restart of any machine.
 func (kernel) PowerOff() error {
-	unix.Sync()
-	return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -72,8 +73,8 @@ func Worker() error {
 	if err != nil {
 		return err
 	}
-	// Reading the release has opened the poller's descriptors, so every
-	// descriptor from here on belongs to a case.
+	// Reading the release has opened the descriptors of Go's poller, so those
+	// that come later belong to cases.
 	if w.firstFree, err = firstFreeDescriptor(); err != nil {
 		return err
 	}
@@ -116,12 +117,28 @@ func (w *worker) hello() (link.Hello, error) {
 	return hello, nil
 }
 
+// firstFreeDescriptor returns a number from which on every descriptor is free,
+// and below which none is.
 func firstFreeDescriptor() (int, error) {
-	fd, err := unix.Open("/proc/self", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	open, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		return 0, fmt.Errorf("look for the first free descriptor: %w", err)
+		return 0, fmt.Errorf("list the open descriptors: %w", err)
 	}
-	return fd, unix.Close(fd)
+	highest := 0
+	for _, entry := range open {
+		if fd, err := strconv.Atoi(entry.Name()); err == nil {
+			highest = max(highest, fd)
+		}
+	}
+	for {
+		filler, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return 0, fmt.Errorf("fill the free descriptors: %w", err)
+		}
+		if filler > highest {
+			return filler, unix.Close(filler)
+		}
+	}
 }
 
 // receive takes PID 1's messages until the connection ends. Cases run beside it:
