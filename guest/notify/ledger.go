@@ -45,6 +45,21 @@ func (l *Ledger) Covered() int {
 	return int(min(covered, math.MaxInt)) // an int has 32 bits in a 32-bit task
 }
 
+// Has tells whether every send from low to high, inclusive, was notified.
+func (l *Ledger) Has(low, high uint32) bool {
+	next := uint64(low)
+	for _, entry := range l.sorted() {
+		if uint64(entry.Low) > next {
+			return false
+		}
+		next = max(next, uint64(entry.High)+1)
+		if next > uint64(high) {
+			return true
+		}
+	}
+	return false
+}
+
 // sorted returns the well-formed zero-copy entries by range.
 func (l *Ledger) sorted() []Notification {
 	entries := slices.DeleteFunc(l.Entries(), func(n Notification) bool {

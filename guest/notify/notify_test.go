@@ -251,6 +251,19 @@ func TestLedger(t *testing.T) {
 	}
 }
 
+func TestLedgerHas(t *testing.T) {
+	var ledger notify.Ledger
+	ledger.Add(ranges([2]uint32{7, 9}, [2]uint32{0, 2}, [2]uint32{3, 4})...)
+	for _, test := range []struct {
+		low, high uint32
+		want      bool
+	}{{0, 4, true}, {1, 3, true}, {4, 4, true}, {5, 5, false}, {4, 7, false}, {8, 9, true}, {9, 10, false}} {
+		if got := ledger.Has(test.low, test.high); got != test.want {
+			t.Errorf("Has(%d, %d) = %v", test.low, test.high, got)
+		}
+	}
+}
+
 func FuzzParseControl(f *testing.F) {
 	zerocopy := extendedError(0, notify.OriginZerocopy, 1, 0, 1)
 	f.Add(notify.AppendControl(nil, unix.SOL_IP, unix.IP_RECVERR, zerocopy))
