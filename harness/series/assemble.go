@@ -15,9 +15,8 @@ import (
 
 // assemble makes a series of the mails of a mailbox, which may hold replies,
 // other revisions and the same mail twice. Place names the mailbox in errors.
-// Revision 0 takes the one that the mail with the id `wanted` belongs to, or
-// else the newest.
-func assemble(place string, mails []*mail, revision int, wanted string) (*Series, error) {
+// Revision 0 takes the newest.
+func assemble(place string, mails []*mail, revision int) (*Series, error) {
 	var candidates []*mail
 	for _, m := range mails {
 		if m.subject.isReply || (!m.subject.isPatch && len(m.diff) == 0) {
@@ -35,11 +34,6 @@ func assemble(place string, mails []*mail, revision int, wanted string) (*Series
 
 	if revision == 0 {
 		for _, m := range candidates {
-			if wanted != "" && m.messageID == wanted {
-				revision = m.subject.revision
-				break
-			}
-			// A repost of an old revision is not the newest because it is new.
 			revision = max(revision, m.subject.revision)
 		}
 	}

@@ -75,30 +75,48 @@ func fetch(ctx context.Context, id, inbox string, options Options) (*Series, err
 	}
 	defer b.cleanup()
 
-	// Without a revision b4 takes the newest one of the thread, which is
-	// not the one that was asked for when its successors were sent as replies.
-	revision := options.Revision
-	if revision == 0 {
-		if revision, err = b.revisionOf(ctx, id); err != nil {
+	s, err := b.series(ctx, id, options.Revision)
+	if err != nil {
+		return nil, err
+	}
+	// Without a revision b4 takes the newest one of the thread, which is not
+	// the one that was named when its successors were sent as replies to it.
+	if options.Revision == 0 && !s.hasMail(id) {
+		revision, err := b.revisionOf(ctx, id)
+		if err != nil {
 			return nil, err
 		}
+		if revision != 0 && revision != s.Revision {
+			return b.series(ctx, id, revision)
+		}
 	}
+	return s, nil
+}
+
+// series runs b4 am for the mail and reads what it made.
+func (b *b4) series(ctx context.Context, id string, revision int) (*Series, error) {
 	mailbox, words, err := b.am(ctx, id, revision)
 	if err != nil {
 		return nil, err
 	}
 	mails, err := readMailbox(mailbox)
-	if err == nil {
-		var s *Series
-		if s, err = assemble(id, mails, 0, ""); err == nil {
-			b.completeFrom(s, id)
-			return s, nil
-		}
+	if err != nil {
+		return nil, fault.New(fault.Infrastructure, "%s: b4's mailbox: %w", id, err).WithOutput(words)
 	}
+	s, err := assemble(id, mails, 0)
 	if classed, ok := errors.AsType[*fault.Error](err); ok {
 		return nil, classed.WithOutput(words)
 	}
-	return nil, fault.New(fault.Infrastructure, "%s: b4's mailbox: %w", id, err).WithOutput(words)
+	if err != nil {
+		return nil, err
+	}
+	b.completeFrom(s)
+	return s, nil
+}
+
+// hasMail tells whether one of the mails of the series has this id.
+func (s *Series) hasMail(id string) bool {
+	return s.MessageID == id || slices.ContainsFunc(s.Patches, func(patch Patch) bool { return readMail(patch.Mail).messageID == id })
 }
 
 // b4 is an installation of b4 with a home of its own.
@@ -236,6 +254,9 @@ func (b *b4) revisionOf(ctx context.Context, id string) (int, error) {
 func (b *b4) am(ctx context.Context, id string, revision int) (mailbox []byte, words string, err error) {
 	// Trailers collected from replies change the message, not the patch; they
 	// are left out, so that the mails are those that were sent.
+	for _, left := range []string{"series.mbx", "series.cover"} {
+		_ = os.Remove(filepath.Join(b.dir, "out", left))
+	}
 	args := []string{"am", "-T", "-o", "out", "-n", "series"}
 	if revision != 0 {
 		args = append(args, "-v", strconv.Itoa(revision))
@@ -258,18 +279,16 @@ func (b *b4) am(ctx context.Context, id string, revision int) (mailbox []byte, w
 }
 
 // completeFrom takes name and text of the series from the cover letter, which
-// b4 keeps in a file of its own.
-func (b *b4) completeFrom(s *Series, id string) {
+// b4 keeps in a file of its own. A revision sent without one gets that of the
+// revision before from b4: it says what a series was, not what this one is.
+func (b *b4) completeFrom(s *Series) {
 	data, err := os.ReadFile(filepath.Join(b.dir, "out", "series.cover"))
 	if err != nil {
-		if s.MessageID == "" {
-			s.MessageID = id
-		}
 		return
 	}
 	cover := readMail(data)
-	s.Name, s.Cover = cover.subject.title, cover.message
-	if cover.messageID != "" {
-		s.MessageID = cover.messageID
+	if cover.messageID == "" || cover.subject.revision != s.Revision {
+		return
 	}
+	s.Name, s.Cover, s.MessageID = cover.subject.title, cover.message, cover.messageID
 }

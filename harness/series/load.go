@@ -122,7 +122,7 @@ func loadMailbox(file string, revision int) (*Series, error) {
 			return s, nil
 		}
 	}
-	return assemble(file, mails, revision, "")
+	return assemble(file, mails, revision)
 }
 
 // loadPublished fetches a revision of the manifest.
