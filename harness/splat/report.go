@@ -156,8 +156,14 @@ func (r *report) read(text string) bool {
 			return true
 		}
 	}
-	if groups := taintLetter.FindStringSubmatch(text); groups != nil && r.taint == "" {
-		r.taint = strings.Join(strings.Fields(groups[1]), "")
+	if r.taint == "" && strings.Contains(text, "Tainted: ") {
+		if groups := taintLetter.FindStringSubmatch(text); groups != nil {
+			r.taint = strings.Join(strings.Fields(groups[1]), "")
+		}
+	}
+	if !strings.Contains(text, "+0x") {
+		r.readFault(text)
+		return stackMark.MatchString(text)
 	}
 	if groups := pointer.FindStringSubmatch(text); groups != nil {
 		if frame, ok := parseFrame(groups[1]); ok {
@@ -175,14 +181,17 @@ func (r *report) read(text string) bool {
 		r.framed = len(r.lines) + 1
 		return true
 	}
-	if dieHeader.MatchString(text) {
-		r.died = true
-	}
-	r.readFault(text)
 	return stackMark.MatchString(text)
 }
 
+// readFault reads how an oops happened.
 func (r *report) readFault(text string) {
+	if r.kind() != Oops && r.kind() != Bug && r.kind() != UBSAN {
+		return
+	}
+	if strings.Contains(text, "[#") && dieHeader.MatchString(text) {
+		r.died = true
+	}
 	if groups := faultAt.FindStringSubmatch(text); groups != nil && !r.fault.known {
 		if address, err := strconv.ParseUint(groups[1], 16, 64); err == nil {
 			r.fault.address, r.fault.known = address, true
