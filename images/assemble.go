@@ -73,8 +73,8 @@ func assemble(ctx context.Context, options Options, programs []program, dir stri
 	return nil
 }
 
-// interactive is what makes the image one to log in to: u-root's init, which
-// starts gosh on the console, and u-root's commands in one binary.
+// interactive is what makes the image one to work in: u-root's commands, all in
+// one binary, with gosh as the shell.
 func interactive(ctx context.Context, root string) ([]uimage.Modifier, error) {
 	// runtime.GOROOT is empty in a binary that was built with -trimpath.
 	goroot, err := toolOutput(ctx, root, "env", "GOROOT")
@@ -96,7 +96,18 @@ func interactive(ctx context.Context, root string) ([]uimage.Modifier, error) {
 			golang.WithMod(golang.ModReadonly),
 		)),
 		uimage.WithBusyboxCommands(commands...),
-		uimage.WithInit("init"),
+		uimage.WithBusyboxBuildOpts(&golang.BuildOpts{
+			// As the packages in Go's cache are compiled.
+			EnableInlining: true,
+			ExtraArgs: []string{
+				// gobusybox forces everything to be compiled again, the
+				// standard library too.
+				"-a=false",
+				// It builds outside any module, where a -mod from the
+				// user's GOFLAGS is an error.
+				"-mod=",
+			},
+		}),
 		uimage.WithShell("gosh"),
 	}, nil
 }
@@ -122,8 +133,12 @@ type archiveWriter struct {
 }
 
 // WriteRecord implements cpio.RecordWriter. What differs between two builds of
-// the same programs is taken out.
+// the same programs is taken out, the user's umask included.
 func (w *archiveWriter) WriteRecord(record cpio.Record) error {
+	if record.Mode&cpio.S_IFMT == cpio.S_IFREG {
+		owner := record.Mode & 0o500
+		record.Mode = cpio.S_IFREG | 0o200 | owner | owner>>3 | owner>>6
+	}
 	return w.records.WriteRecord(cpio.MakeReproducible(record))
 }
 

@@ -3,9 +3,10 @@
 // Package images builds the initramfs of the guest with u-root's image builder.
 //
 // The default image is our static agent as /init and nothing else. The
-// interactive one, for `zcvet shell`, has u-root's init and commands, and the
-// agent beside them. Both are uncompressed, because unpacking costs more time
-// than reading, and their bytes depend on nothing but the programs in them.
+// interactive one, for `zcvet shell`, has u-root's shell and commands as well;
+// the agent starts them when its first argument is "shell". Both are
+// uncompressed, because unpacking costs more time than reading, and their bytes
+// depend on nothing but the programs in them.
 package images
 
 import (
@@ -38,7 +39,7 @@ type Options struct {
 	Root string
 	// Agent is the package of PID 1, "./guest/cmd/agent" by default.
 	Agent string
-	// Interactive adds u-root's commands and boots into a shell.
+	// Interactive adds u-root's shell and commands.
 	Interactive bool
 	// With32Bit adds a GOARCH=386 build of the agent as /agent32, for cases
 	// that a 32-bit task has to run.
@@ -143,11 +144,7 @@ func buildAgents(ctx context.Context, options Options) (programs []program, unlo
 		return nil, nil, options.Cache.Explain("agent", err)
 	}
 
-	place := "init"
-	if options.Interactive {
-		place = "bin/agent"
-	}
-	programs = []program{{architecture: "amd64", place: place}}
+	programs = []program{{architecture: "amd64", place: "init"}}
 	if options.With32Bit {
 		programs = append(programs, program{architecture: "386", place: "agent32"})
 	}
