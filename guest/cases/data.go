@@ -67,11 +67,12 @@ var _ = add(Case{
 	Links:    NICLinks,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
+	// A rule begins to count when the one before it is used up.
 	for _, rule := range []nic.Rule{
 		{Match: nic.TCPData, Action: nic.Drop, Skip: 3, Count: 1},
-		{Match: nic.TCPData, Action: nic.Drop, Skip: 8, Count: 2},
-		{Match: nic.TCPData, Action: nic.Duplicate, Skip: 6, Count: 2},
-		{Match: nic.TCPData, Action: nic.Delay, By: 1, Skip: 7, Count: 2},
+		{Match: nic.TCPData, Action: nic.Duplicate, Skip: 2, Count: 2},
+		{Match: nic.TCPData, Action: nic.Delay, By: 1, Skip: 1, Count: 2},
+		{Match: nic.TCPData, Action: nic.Drop, Skip: 2, Count: 2},
 	} {
 		rule.Port = t.NIC().Sender
 		t.NIC().AddRule(rule)

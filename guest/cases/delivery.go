@@ -35,10 +35,11 @@ var _ = add(Case{
 }, func(t *T) {
 	pair := t.Pair()
 	port := t.NIC().Sender
+	// A rule begins to count when the one before it is used up.
 	for _, rule := range []nic.Rule{
 		{Match: nic.TCPData, Action: nic.Drop, Skip: 2, Count: 2},
-		{Match: nic.TCPData, Action: nic.Duplicate, Skip: 4, Count: 3},
-		{Match: nic.TCPData, Action: nic.Delay, By: 2, Skip: 4, Count: 4},
+		{Match: nic.TCPData, Action: nic.Duplicate, Skip: 1, Count: 2},
+		{Match: nic.TCPData, Action: nic.Delay, By: 2, Skip: 1, Count: 3},
 	} {
 		rule.Port = port
 		t.NIC().AddRule(rule)
