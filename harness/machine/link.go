@@ -3,15 +3,10 @@
 package machine
 
 import (
-	"context"
 	"errors"
 	"io"
 	"net"
-	"os"
 	"sync"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // linkBacklog bounds what waits for the reader of a link, in bytes.
@@ -31,10 +26,7 @@ type Link struct {
 	lock    sync.Mutex
 	changed *sync.Cond
 	buffer  []byte
-	waiting bool  // a Read waits for data
 	err     error // ends the stream, after buffer
-	kicked  bool  // settle has interrupted the reader
-	empty   bool  // the reader has found nothing left in the kernel since
 }
 
 func newLink(conn *net.UnixConn) *Link {
@@ -56,10 +48,7 @@ func (l *Link) Read(p []byte) (int, error) {
 		if l.err != nil {
 			return 0, l.err
 		}
-		l.waiting = true
-		l.changed.Broadcast()
 		l.changed.Wait()
-		l.waiting = false
 	}
 	n := copy(p, l.buffer)
 	l.buffer = l.buffer[n:]
@@ -85,11 +74,6 @@ func (l *Link) drain() {
 	for {
 		n, err := l.conn.Read(buffer)
 		l.lock.Lock()
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			_ = l.conn.SetReadDeadline(time.Time{})
-			l.kicked, l.empty = false, l.unread() == 0
-			err = nil
-		}
 		if l.err == nil {
 			if len(l.buffer)+n > linkBacklog {
 				l.err = ErrLinkFlooded
@@ -106,49 +90,4 @@ func (l *Link) drain() {
 			return
 		}
 	}
-}
-
-// settle waits until the reader has taken everything that the guest sent and
-// waits for more. The guest must be stopped, and somebody must be reading.
-func (l *Link) settle(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() {
-		l.lock.Lock()
-		defer l.lock.Unlock()
-		l.changed.Broadcast()
-	})
-	defer stop()
-	l.lock.Lock()
-	defer l.lock.Unlock()
-	l.empty = false
-	for {
-		switch {
-		case l.err != nil:
-			return l.err
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case !l.empty && !l.kicked:
-			// Bytes can be on their way between the kernel and our buffer;
-			// only the reader itself knows.
-			l.kicked = true
-			_ = l.conn.SetReadDeadline(time.Unix(1, 0))
-		case l.empty && l.waiting && len(l.buffer) == 0:
-			return nil
-		}
-		l.changed.Wait()
-	}
-}
-
-// unread is the number of bytes that the kernel holds for us.
-func (l *Link) unread() int {
-	raw, err := l.conn.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	count := 0
-	_ = raw.Control(func(fd uintptr) {
-		if n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err == nil {
-			count = n
-		}
-	})
-	return count
 }

@@ -79,48 +79,58 @@ const (
 
 var zeroPage [pageSize]byte
 
-// duplicate copies a file of guest memory into a new one, without its holes. If
-// skipZeros, pages of zeros become holes as well: a snapshot is written once and
-// read often. It returns the number of bytes copied.
-func duplicate(source *os.File, name string, skipZeros bool) (*os.File, int64, error) {
-	info, err := source.Stat()
+// duplicate saves a file of guest memory into a new one. Holes and pages of zeros
+// become holes: a snapshot is written once and read often. It returns the number
+// of bytes that are left.
+func duplicate(source *os.File, name string, size int64) (*os.File, int64, error) {
+	target, err := newMemoryFile(name, size)
 	if err != nil {
 		return nil, 0, err
 	}
-	list, err := extents(source)
-	if err != nil {
+	if err := copyMemory(target, source, true); err != nil {
+		_ = target.Close()
 		return nil, 0, err
 	}
-	target, err := newMemoryFile(name, info.Size())
-	if err != nil {
-		return nil, 0, err
-	}
-	memory, err := unix.Mmap(int(source.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	list, err := extents(target)
 	if err != nil {
 		_ = target.Close()
-		return nil, 0, fmt.Errorf("%s: mmap: %w", source.Name(), err)
+		return nil, 0, err
+	}
+	total := int64(0)
+	for _, e := range list {
+		total += e.end - e.start
+	}
+	return target, total, nil
+}
+
+// copyMemory copies the data of source to the same places of target.
+func copyMemory(target, source *os.File, skipZeros bool) error {
+	list, err := extents(source)
+	if err != nil {
+		return err
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	size := list[len(list)-1].end
+	memory, err := unix.Mmap(int(source.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("%s: mmap: %w", source.Name(), err)
 	}
 	defer func() { _ = unix.Munmap(memory) }()
 
 	var workers errgroup.Group
 	workers.SetLimit(runtime.GOMAXPROCS(0))
-	copied := make([]int64, 0)
 	for _, e := range list {
 		for start := e.start; start < e.end; start += copyChunk {
 			end := min(start+copyChunk, e.end)
-			copied = append(copied, end-start)
 			workers.Go(func() error { return copyPages(target, memory, start, end, skipZeros) })
 		}
 	}
 	if err := workers.Wait(); err != nil {
-		_ = target.Close()
-		return nil, 0, fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s: %w", target.Name(), err)
 	}
-	total := int64(0)
-	for _, n := range copied {
-		total += n
-	}
-	return target, total, nil
+	return nil
 }
 
 // copyPages writes memory[start:end] to the same place of target. Writing beats
