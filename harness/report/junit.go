@@ -35,9 +35,12 @@ func WriteJUnit(w io.Writer, run *verdict.Run) error {
 		for _, extra := range extras {
 			result := junitResult(extra.kind, extra.detail)
 			test := junit.Testcase{Classname: "zcvet", Name: extra.name, Time: seconds(0)}
-			if extra.kind == "finding" {
+			switch {
+			case extra.tolerated:
+				test.Skipped = &junit.Result{Message: tolerance + ": " + result.Message}
+			case extra.kind == "finding":
 				test.Failure = result
-			} else {
+			default:
 				test.Error = result
 			}
 			suite.AddTestcase(test)
@@ -66,6 +69,10 @@ func junitCase(run *verdict.Run, c *verdict.Case) junit.Testcase {
 		details = append(details, splatLine(splat), splat.Text)
 	}
 	result := junitResult(string(c.Status), strings.Join(details, "\n"))
+	if Failed(c) && tolerated(run, c.Level) {
+		test.Skipped = &junit.Result{Message: tolerance + ": " + result.Message}
+		return test
+	}
 	switch c.Status {
 	case verdict.Skip:
 		test.Skipped = &junit.Result{Message: xmlText(c.Detail)}

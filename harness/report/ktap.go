@@ -34,7 +34,7 @@ func WriteKTAP(w io.Writer, run *verdict.Run) error {
 		fmt.Fprintf(out, "  1..%d\n", len(cases[name]))
 		good, skipped := true, true
 		for i, c := range cases[name] {
-			good = good && !Failed(c)
+			good = good && (!Failed(c) || tolerated(run, c.Level))
 			skipped = skipped && c.Status == verdict.Skip
 			ktapCase(out, run, i+1, c)
 		}
@@ -46,8 +46,12 @@ func WriteKTAP(w io.Writer, run *verdict.Run) error {
 	}
 	for _, extra := range extras {
 		number++
+		directive := ""
+		if extra.tolerated {
+			directive = " # XFAIL " + tolerance
+		}
 		diagnose(out, "", extra.detail)
-		fmt.Fprintf(out, "not ok %d %s\n", number, ktapName(extra.name))
+		fmt.Fprintf(out, "not ok %d %s%s\n", number, ktapName(extra.name), directive)
 	}
 	return out.Flush()
 }
@@ -56,7 +60,8 @@ func WriteKTAP(w io.Writer, run *verdict.Run) error {
 type extraTest struct {
 	name, detail string
 	// kind is "error", "finding" or "splat".
-	kind string
+	kind      string
+	tolerated bool
 }
 
 func extraTests(run *verdict.Run) []extraTest {
@@ -71,7 +76,7 @@ func extraTests(run *verdict.Run) []extraTest {
 				detail += "\n" + more
 			}
 		}
-		extras = append(extras, extraTest{name: "finding/" + finding.Kind, detail: detail, kind: "finding"})
+		extras = append(extras, extraTest{name: "finding/" + finding.Kind, detail: detail, kind: "finding", tolerated: tolerated(run, finding.Level)})
 	}
 	for _, splat := range strays(run) {
 		extras = append(extras, extraTest{name: "splat/" + splat.Kind, detail: splatLine(splat) + "\n" + splat.Text, kind: "splat"})
@@ -99,6 +104,9 @@ func ktapCase(out io.Writer, run *verdict.Run, number int, c *verdict.Case) {
 	case verdict.Crash:
 		directive = " # ERROR the kernel crashed"
 	}
+	if Failed(c) && tolerated(run, c.Level) {
+		directive = " # XFAIL " + tolerance
+	}
 	fmt.Fprintf(out, "%s%s %d %s%s\n", indent, okay(!Failed(c)), number, ktapName(c.ID), directive)
 }
 
@@ -111,7 +119,7 @@ func okay(good bool) string {
 
 // diagnose writes text as diagnostic lines.
 func diagnose(out io.Writer, indent, text string) {
-	for line := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
+	for line := range strings.SplitSeq(strings.TrimSpace(cleanText(text)), "\n") {
 		fmt.Fprintf(out, "%s# %s\n", indent, strings.TrimRight(line, " \r"))
 	}
 }

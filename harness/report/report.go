@@ -98,6 +98,15 @@ func Failed(c *verdict.Case) bool {
 	return c.Status == verdict.Fail || c.Status == verdict.Crash || c.Status == verdict.Timeout
 }
 
+// tolerated tells whether a failure or finding of that level did not fail the
+// run: formats in which a failure always means red must not show it as one.
+func tolerated(run *verdict.Run, level verdict.Level) bool {
+	return level == verdict.Should && fault.Class(run.Exit.Code) == fault.None
+}
+
+// tolerance is the reason given for them.
+const tolerance = "SHOULD only, does not fail the run"
+
 // Folded is one failure on all the axes it was seen on.
 type Folded struct {
 	Name   string
