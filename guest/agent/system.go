@@ -120,7 +120,8 @@ func (kernel) Tainted() (uint64, error) {
 }
 
 func (kernel) Mark(line string) error {
-	return os.WriteFile("/dev/kmsg", []byte("<6>"+line), 0)
+	// Without its newline a record waits for more text, unseen.
+	return os.WriteFile("/dev/kmsg", []byte("<6>"+line+"\n"), 0)
 }
 
 // PowerOff restarts: a machine without ACPI cannot switch itself off, it would
