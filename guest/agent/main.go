@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/zcvet/zcvet/guest/cases"
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
 )
@@ -32,6 +34,14 @@ func Main(arguments []string) int {
 			return 1
 		}
 		return 0
+	}
+	if mode == cases.ChildMode && len(arguments) == 4 {
+		files, err := strconv.Atoi(arguments[3])
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "zcvet agent: %v\n", err)
+			return exitUsage
+		}
+		return cases.ChildMain(arguments[2], files)
 	}
 	if err := mayBeInit(os.Getpid()); err != nil {
 		fmt.Fprintf(os.Stderr, "zcvet agent: %v\n", err)

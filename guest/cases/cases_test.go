@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -23,6 +24,13 @@ const ownNamespaces = "ZCVET_TEST_OWN_NAMESPACES"
 // thread that enters one is not enough, because the runtime starts new threads
 // from others.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 4 && os.Args[1] == ChildMode {
+		files, err := strconv.Atoi(os.Args[3])
+		if err != nil {
+			panic(err)
+		}
+		os.Exit(ChildMain(os.Args[2], files))
+	}
 	if os.Geteuid() != 0 || os.Getenv(ownNamespaces) != "" {
 		os.Exit(m.Run())
 	}

@@ -52,9 +52,7 @@ var features = []feature{
 	{name: FeatureIPv6, probe: func(*Environment) error {
 		return openable(unix.AF_INET6, unix.SOCK_DGRAM)
 	}},
-	{name: FeatureVSOCK, since: "6.7", probe: func(*Environment) error {
-		return zerocopyOption(unix.AF_VSOCK, unix.SOCK_STREAM)
-	}},
+	{name: FeatureVSOCK, since: "6.7", probe: probeVSOCK},
 	{name: FeatureIOURing, since: "6.1", probe: probeIOURing},
 	{name: Pagemap, probe: probePagemap},
 	{name: Ethtool, probe: probeEthtool},
@@ -142,6 +140,22 @@ func zerocopyOption(family, kind int) error {
 	defer func() { _ = unix.Close(fd) }()
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1); err != nil {
 		return fmt.Errorf("SO_ZEROCOPY: %w", err)
+	}
+	return nil
+}
+
+// probeVSOCK also asks for the loopback transport, which is what cases use.
+func probeVSOCK(*Environment) error {
+	if err := zerocopyOption(unix.AF_VSOCK, unix.SOCK_STREAM); err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_LOCAL, Port: unix.VMADDR_PORT_ANY}); err != nil {
+		return fmt.Errorf("bind to the loopback transport: %w", err)
 	}
 	return nil
 }

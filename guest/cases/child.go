@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package cases
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// ChildMode is the argument that makes the agent run a child of a case: a
+// process of its own with descriptors that the case hands on. The name of the
+// child follows.
+const ChildMode = "child"
+
+// firstChildFile is the number of the first descriptor a child inherits.
+const firstChildFile = 3
+
+// Child is a function that runs in a process of its own.
+type Child struct {
+	name string
+	run  func(files []int) error
+}
+
+var children []Child
+
+// child registers a function that a case can run in another process. Files are
+// the descriptors of the sockets it was given, in order.
+func child(name string, run func(files []int) error) Child {
+	c := Child{name, run}
+	children = append(children, c)
+	return c
+}
+
+// ChildMain is the main function of a child process; it returns the exit code.
+func ChildMain(name string, files int) int {
+	for _, c := range children {
+		if c.name != name {
+			continue
+		}
+		inherited := make([]int, files)
+		for i := range inherited {
+			inherited[i] = firstChildFile + i
+		}
+		if err := c.run(inherited); err != nil {
+			fmt.Fprintf(os.Stderr, "child %s: %v\n", name, err)
+			return 1
+		}
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "no child is called %q\n", name)
+	return 2
+}
+
+// RunChild runs a child with the sockets and waits until it has ended. What it
+// prints becomes part of the log of the case. It ends the case when the child
+// fails.
+func (t *T) RunChild(c Child, sockets ...*Socket) {
+	t.Helper()
+	files := []uintptr{0, 1, 2}
+	for _, socket := range sockets {
+		files = append(files, uintptr(socket.FD))
+	}
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{"agent", ChildMode, c.name, fmt.Sprint(len(sockets))},
+		&syscall.ProcAttr{Files: files, Env: os.Environ()})
+	t.Check(err, "start a child")
+	var status unix.WaitStatus
+	t.Check(again(func() error {
+		_, err := unix.Wait4(pid, &status, 0, nil)
+		return err
+	}), "wait for a child")
+	if !status.Exited() || status.ExitStatus() != 0 {
+		t.Fatalf("the child %s failed: status %#x", c.name, uint32(status))
+	}
+}
