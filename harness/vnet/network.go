@@ -235,8 +235,13 @@ func (n *Network) locked(f func() error) error {
 		if err := f(); err != nil {
 			return err
 		}
+		// Receivers first: a frame whose buffers the sender sees returned has
+		// been shown to the receiver, unless something held it up.
 		for _, p := range n.ports {
-			p.publish()
+			p.publishRing(&p.receive, receiveRing)
+		}
+		for _, p := range n.ports {
+			p.publishRing(&p.transmit, transmitRing)
 		}
 		return nil
 	})

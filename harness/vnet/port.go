@@ -180,12 +180,6 @@ func (p *port) work(r *ring, queue *virtqueue.Queue, kick *os.File, batch func()
 	}
 }
 
-// publish shows both drivers' rings what was completed.
-func (p *port) publish() {
-	p.publishRing(&p.receive, receiveRing)
-	p.publishRing(&p.transmit, transmitRing)
-}
-
 func (p *port) publishRing(r *ring, index int) {
 	if r.queue != nil && r.queue.Publish() {
 		p.session.Interrupt(index)
