@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+// Package results is the directory a run leaves behind.
+//
+//	run.json        the contract; everything else can be made from it again
+//	results.ktap    nested KTAP
+//	junit.xml       JUnit
+//	report.md       for job summaries and people
+//	console.log     every line of every machine's console
+//	kernel.config   the configuration the kernel was built with
+//	evidence/       per failed case: capture and descriptor log of the NIC
+package results
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/report"
+	"github.com/zcvet/zcvet/harness/verdict"
+)
+
+// Parent is where runs go that are not told where, below the working directory.
+const Parent = "results"
+
+// Latest is the name in Parent that points at the newest run.
+const Latest = "latest"
+
+// Directory is the directory of one run. What is in it at any moment is valid:
+// files appear whole or not at all, but for the console, which grows.
+type Directory struct {
+	Path    string
+	console *os.File
+}
+
+// Create makes the directory of a run: path, or with an empty path a new one in
+// Parent whose name tells when and what, and Latest pointing at it. A path that
+// exists must be empty or hold an earlier run, which is replaced.
+func Create(path string, started time.Time, about ...string) (*Directory, error) {
+	latest := path == ""
+	if latest {
+		name := started.UTC().Format("20060102-150405")
+		for _, part := range about {
+			if part = clean(part); part != "" {
+				name += "-" + part
+			}
+		}
+		var err error
+		if path, err = fresh(filepath.Join(Parent, name)); err != nil {
+			return nil, explain(err)
+		}
+	} else if err := reuse(path); err != nil {
+		return nil, explain(err)
+	}
+	console, err := os.Create(filepath.Join(path, "console.log"))
+	if err != nil {
+		return nil, explain(err)
+	}
+	d := &Directory{Path: path, console: console}
+	if latest {
+		if err := point(filepath.Join(Parent, Latest), filepath.Base(path)); err != nil {
+			return nil, explain(errors.Join(err, d.Close()))
+		}
+	}
+	return d, nil
+}
+
+// unsafeInName is everything a directory name should not hold.
+var unsafeInName = regexp.MustCompile(`[^A-Za-z0-9._]+`)
+
+func clean(part string) string {
+	const longest = 40
+	part = strings.Trim(unsafeInName.ReplaceAllString(part, "-"), "-.")
+	if len(part) > longest {
+		part = part[:longest]
+	}
+	return part
+}
+
+// fresh makes a directory that nobody else has: two runs may start in the same
+// second.
+func fresh(path string) (string, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+		return "", err
+	}
+	for i := 1; ; i++ {
+		candidate := path
+		if i > 1 {
+			candidate = fmt.Sprintf("%s.%d", path, i)
+		}
+		err := os.Mkdir(candidate, 0o777)
+		if !errors.Is(err, fs.ErrExist) {
+			return candidate, err
+		}
+	}
+}
+
+// reuse makes path, or empties it if it holds an earlier run.
+func reuse(path string) error {
+	entries, err := os.ReadDir(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return os.MkdirAll(path, 0o777)
+	case err != nil:
+		return err
+	case len(entries) == 0:
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(path, "console.log")); err != nil {
+		return fault.New(fault.Usage, "%s is not empty and holds no run of zcvet", path).
+			WithAdvice("name a new or empty directory in --out")
+	}
+	for _, entry := range entries {
+		if err := os.RemoveAll(filepath.Join(path, entry.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// point replaces a symbolic link in one step.
+func point(link, target string) error {
+	staged := fmt.Sprintf("%s.%d", link, os.Getpid())
+	if err := os.Symlink(target, staged); err != nil {
+		return err
+	}
+	return os.Rename(staged, link)
+}
+
+// Console is where the console of the run goes.
+func (d *Directory) Console() io.Writer { return d.console }
+
+// Close ends the console log.
+func (d *Directory) Close() error { return d.console.Close() }
+
+// Evidence returns a new file for evidence about a case; kind is its extension.
+func (d *Directory) Evidence(caseID, kind string) (*os.File, error) {
+	dir := filepath.Join(d.Path, "evidence")
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return nil, explain(err)
+	}
+	file, err := os.Create(filepath.Join(dir, strings.ReplaceAll(caseID, "/", "_")+"."+kind))
+	return file, explain(err)
+}
+
+// CopyConfig keeps the kernel's configuration.
+func (d *Directory) CopyConfig(from string) error {
+	config, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return d.write("kernel.config", func(w io.Writer) error {
+		_, err := w.Write(config)
+		return err
+	})
+}
+
+// Write stores the run in all its forms, run.json last: where it is, the rest is
+// too.
+func (d *Directory) Write(run *verdict.Run) error {
+	forms := []struct {
+		name  string
+		write func(io.Writer) error
+	}{
+		{"results.ktap", func(w io.Writer) error { return report.WriteKTAP(w, run) }},
+		{"junit.xml", func(w io.Writer) error { return report.WriteJUnit(w, run) }},
+		{"report.md", func(w io.Writer) error { return report.WriteMarkdown(w, run) }},
+		{"run.json", run.Write},
+	}
+	for _, form := range forms {
+		if err := d.write(form.name, form.write); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Directory) write(name string, write func(io.Writer) error) error {
+	var text bytes.Buffer
+	if err := write(&text); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	staged := filepath.Join(d.Path, "."+name)
+	if err := os.WriteFile(staged, text.Bytes(), 0o666); err != nil {
+		_ = os.Remove(staged)
+		return explain(err)
+	}
+	return explain(os.Rename(staged, filepath.Join(d.Path, name)))
+}
+
+// explain classes an error of the file system.
+func explain(err error) error {
+	if err == nil || fault.Of(err) != fault.Infrastructure {
+		return err
+	}
+	classed := fault.New(fault.Infrastructure, "results: %w", err)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return classed.WithAdvice("the disk is full: free some space, or name another place in --out; what was built stays in the cache")
+	}
+	return classed.WithAdvice("name a directory that can be written in --out")
+}
