@@ -370,7 +370,7 @@ func (w *watch) run(ctx context.Context) error {
 			}
 			// The agent kills a case that takes too long. If it cannot, PID 1
 			// may well be alive and send heartbeats for ever.
-			if w.current != nil && time.Since(w.started) > 2*w.Patience.Case+w.Patience.Silence {
+			if w.current != nil && time.Since(w.started) > w.Patience.Suite {
 				return w.hang(ctx, "the agent could not end the case")
 			}
 		}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/machine"
 	"github.com/zcvet/zcvet/harness/progress"
 	"github.com/zcvet/zcvet/harness/splat"
 	"github.com/zcvet/zcvet/harness/verdict"
@@ -57,32 +58,6 @@ type Booter interface {
 	Boot(ctx context.Context, console func(line string)) (VM, error)
 }
 
-// Patience is how long each thing may take. They nest: a case is given up by
-// the agent before the host gives up the case, and that before the job ends.
-type Patience struct {
-	// Boot bounds the time from the exec of QEMU to the agent's Hello.
-	Boot time.Duration
-	// Case bounds one case; the agent kills the case's process at it.
-	Case time.Duration
-	// Silence bounds the time without any message from PID 1, which sends a
-	// heartbeat every link.HeartbeatInterval.
-	Silence time.Duration
-	// Backtrace bounds the wait for the backtraces an NMI asks for.
-	Backtrace time.Duration
-}
-
-// DefaultPatience returns the patience for a machine that is slowed down by
-// scale: 1 under KVM, more under TCG and on debug kernels.
-func DefaultPatience(scale float64) Patience {
-	times := func(d time.Duration) time.Duration { return time.Duration(float64(d) * scale) }
-	return Patience{
-		Boot:      times(10 * time.Second),
-		Case:      times(6 * time.Second),
-		Silence:   times(3 * time.Second),
-		Backtrace: times(2 * time.Second),
-	}
-}
-
 // Options says what to run.
 type Options struct {
 	Booter Booter
@@ -91,7 +66,7 @@ type Options struct {
 	Parameters link.Parameters
 	// Wanted selects the instances to run; nil means all.
 	Wanted func(link.Instance) bool
-	Patience
+	machine.Patience
 	// Progress receives the number of finished cases.
 	Progress progress.Func
 	// OnCase, if set, is called with every result as it comes.

@@ -15,13 +15,16 @@ import (
 
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/machine"
 	"github.com/zcvet/zcvet/harness/suite"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
 
 // patience is short where a test has to run into it, and long where a slow
 // machine must not.
-var patience = suite.Patience{Boot: time.Minute, Case: time.Minute, Silence: time.Minute, Backtrace: 5 * time.Second}
+var patience = machine.Patience{
+	Boot: time.Minute, Case: time.Minute, Suite: time.Minute, Silence: time.Minute, Backtrace: 5 * time.Second,
+}
 
 var oops = []string{
 	"[    2.000000] BUG: kernel NULL pointer dereference, address: 0000000000000010",
