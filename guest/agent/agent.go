@@ -39,6 +39,9 @@ type Agent struct {
 	host    *link.Conn
 	reaper  *reaper
 
+	// killPatience is the constant of that name, but for tests.
+	killPatience time.Duration
+
 	fromHost chan received
 	worker   *workerProcess
 	// calls on their way to the host, by the number PID 1 gave them. A worker
@@ -173,18 +176,15 @@ func (a *Agent) runCase(id string, parameters link.Parameters) error {
 	if limit <= 0 {
 		limit = defaultCaseTimeout
 	}
-	grace := time.Duration(float64(killPatience) * max(parameters.TimeScale, 1))
+	grace := time.Duration(float64(a.killPatience) * max(parameters.TimeScale, 1))
 
 	if err := a.requireWorker(); err != nil {
 		return err
 	}
-	if err := a.system.Print(link.StartMark(id)); err != nil {
-		return fmt.Errorf("mark the case on the console: %w", err)
-	}
 	if err := a.host.Send(link.KindCaseStart, link.CaseStart{ID: id}); err != nil {
 		return err
 	}
-	if err := a.system.Mark(link.StartMark(id)); err != nil {
+	if err := a.system.Print(link.StartMark(id)); err != nil {
 		return fmt.Errorf("mark the case on the console: %w", err)
 	}
 	started := time.Now()
@@ -197,9 +197,6 @@ func (a *Agent) runCase(id string, parameters link.Parameters) error {
 	}
 	if end.Tainted, err = a.system.Tainted(); err != nil {
 		return fmt.Errorf("read the taint flags: %w", err)
-	}
-	if err := a.system.Mark(link.EndMark(id)); err != nil {
-		return fmt.Errorf("mark the case on the console: %w", err)
 	}
 	if err := a.system.Print(link.EndMark(id)); err != nil {
 		return fmt.Errorf("mark the case on the console: %w", err)

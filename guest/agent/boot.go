@@ -32,9 +32,7 @@ var sysctls = []sysctl{
 	// below a warning costs time on an emulated serial line.
 	{"kernel/printk", "5"},
 	// The marks of the cases come faster than the kernel lets a process print
-	// by default.
-	{"kernel/printk_devkmsg", "on\n"},
-	// The marks around every case are far more than the default lets through.
+	// by default. It compares with the newline.
 	{"kernel/printk_devkmsg", "on\n"},
 	// An oops kills the case that ran. The host sees it on the console and
 	// decides; a panic would take the rest of the report with it.

@@ -120,6 +120,7 @@ func initialise(s system) error {
 func newAgent(s system, laid *network.Network, host *link.Conn) *Agent {
 	return &Agent{
 		system: s, network: laid, host: host, reaper: newReaper(s),
-		fromHost: make(chan received), calls: make(map[uint64]pendingCall),
+		killPatience: killPatience,
+		fromHost:     make(chan received), calls: make(map[uint64]pendingCall),
 	}
 }

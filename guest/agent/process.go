@@ -48,20 +48,26 @@ func (a *Agent) startWorker() (json.RawMessage, error) {
 		return nil, fmt.Errorf("start a worker: %w", err)
 	}
 	a.worker = w
+	failed := func(why string) error {
+		end, err := a.bury("", a.killPatience, why)
+		if err != nil {
+			return err
+		}
+		return errors.New(end.Detail)
+	}
 	_ = w.file.SetWriteDeadline(time.Now().Add(readyPatience))
 	if err := w.conn.Send(kindSetup, setup{Missing: a.network.Missing}); err != nil {
-		return nil, fmt.Errorf("start a worker: %w", err)
+		return nil, failed(fmt.Sprintf("a fresh worker cannot be reached: %v", err))
 	}
 	select {
 	case got := <-w.messages:
-		if got.err == nil && got.message.Kind == link.KindHello {
-			return got.message.Body, nil
+		if got.err != nil {
+			return nil, failed(fmt.Sprintf("a fresh worker is gone: %v", got.err))
 		}
-		end, err := a.bury("", killPatience, fmt.Sprintf("no hello from a fresh worker (%v)", got.err))
-		if err != nil {
-			return nil, err
+		if got.message.Kind != link.KindHello {
+			return nil, failed(fmt.Sprintf("a fresh worker sent a %s message", got.message.Kind))
 		}
-		return nil, errors.New(end.Detail)
+		return got.message.Body, nil
 	case <-time.After(readyPatience):
 		return nil, fmt.Errorf("a fresh worker is silent for %v; %s", readyPatience, strings.Join(a.system.Stacks(w.pid), "; "))
 	}

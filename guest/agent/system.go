@@ -19,7 +19,7 @@ import (
 type system interface {
 	// Mount makes the directory target and mounts on it.
 	Mount(source, target, kind string) error
-	// SetSysctl writes a file below /proc/sys.
+	// SetSysctl writes a file below /proc/sys unless it holds the value.
 	SetSysctl(name, value string) error
 	// Print puts a line on the console, in order with what the kernel prints.
 	Print(line string) error
@@ -35,8 +35,6 @@ type system interface {
 	Stacks(pid int) []string
 	// Tainted returns the kernel's taint flags.
 	Tainted() (uint64, error)
-	// Mark prints a line on the console, in order with what the kernel prints.
-	Mark(line string) error
 	// PowerOff ends the machine; it returns only with an error.
 	PowerOff() error
 }
@@ -56,7 +54,12 @@ func (kernel) Mount(source, target, kind string) error {
 }
 
 func (kernel) SetSysctl(name, value string) error {
-	return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0)
+	path := filepath.Join("/proc/sys", name)
+	// A setting from the command line may refuse to be written again.
+	if before, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(before)) == strings.TrimSpace(value) {
+		return nil
+	}
+	return os.WriteFile(path, []byte(value), 0)
 }
 
 // Print goes through the kernel's own log: what is written to the console device
@@ -67,7 +70,9 @@ func (kernel) Print(line string) error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	_, err = log.WriteString("<4>" + line) // KERN_WARNING: the level of a splat, so that both are shown
+	// KERN_WARNING is the level of a splat, so that both are shown. Without the
+	// newline the record would wait for more text, unseen.
+	_, err = log.WriteString("<4>" + line + "\n")
 	return err
 }
 
@@ -117,11 +122,6 @@ func (kernel) Tainted() (uint64, error) {
 		return 0, err
 	}
 	return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-}
-
-func (kernel) Mark(line string) error {
-	// Without its newline a record waits for more text, unseen.
-	return os.WriteFile("/dev/kmsg", []byte("<6>"+line+"\n"), 0)
 }
 
 // PowerOff restarts: a machine without ACPI cannot switch itself off, it would

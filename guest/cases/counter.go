@@ -304,7 +304,7 @@ var _ = add(Case{
 	Families: BothFamilies,
 	Links:    EveryLink,
 }, func(t *T) {
-	pair := t.Pair()
+	pair := t.Pair(noDelay)
 	sends := 0
 	for _, count := range []int{1, 17, 18, 64} {
 		buffers, whole := scattered(t, count)

@@ -78,6 +78,10 @@ func (e *Environment) Run(instance Instance, parameters link.Parameters, log fun
 		log:         log,
 	}
 	started := time.Now()
+	// Before the thread is made: a skip should cost nothing.
+	if t.protect(t.requireAxes); t.skipped != "" {
+		return t.result()
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -119,10 +123,7 @@ type T struct {
 // runAndCleanUp runs the case, and whatever happened in it then undoes what it
 // did, newest first.
 func (t *T) runAndCleanUp() {
-	t.protect(func() {
-		t.requireAxes()
-		t.Case.run(t)
-	})
+	t.protect(func() { t.Case.run(t) })
 	t.protect(t.group.Wait)
 	if t.Failed() {
 		for _, dump := range t.dumps {
