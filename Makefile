@@ -103,11 +103,11 @@ kernel-id: $(ZCVET) ## the id of the kernel that test-kernel would build
 
 .PHONY: annotations
 annotations: $(ZCVET) ## the failures of the last run as GitHub annotations
-	@$(ZCVET) report --annotations results/latest
+	@test ! -e results/latest/run.json || $(ZCVET) report --annotations results/latest
 
 .PHONY: summary
 summary: ## the report of the last run, for a job summary
-	@cat results/latest/report.md
+	@test ! -e results/latest/report.md || cat results/latest/report.md
 
 .PHONY: kvm-permissions
 kvm-permissions: ## let every user of this machine open /dev/kvm (for CI runners)
