@@ -197,7 +197,7 @@ func (g *Guest) Negotiate() error {
 	if err != nil {
 		return err
 	}
-	g.Features = offered &^ (vhost.FeatureLogAll)
+	g.Features = offered &^ vhost.FeatureLogAll
 	if g.options.Features != 0 {
 		g.Features = offered & (g.options.Features | vhost.FeatureProtocolFeatures | vhost.FeatureVersion1)
 	}
