@@ -234,6 +234,11 @@ func (r *report) splat(complete bool) Splat {
 	case endStack, endDump, endQuiet:
 		// Nothing marks their end, so a stack that is there counts as one.
 		partial = r.framed == 0
+	case endTrace:
+		// With panic=-1 the machine is gone before the panic's last line.
+		if r.panicking && r.framed > 0 {
+			partial = false
+		}
 	}
 	s := Splat{
 		Kind: r.kind(), Taint: r.taint, Case: r.tag, Line: r.line, Partial: partial,
