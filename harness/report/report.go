@@ -105,7 +105,7 @@ func tolerated(run *verdict.Run, level verdict.Level) bool {
 }
 
 // tolerance is the reason given for them.
-const tolerance = "SHOULD only, does not fail the run"
+const tolerance = "failed, but SHOULD only: the run does not fail"
 
 // Folded is one failure on all the axes it was seen on.
 type Folded struct {
