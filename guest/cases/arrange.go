@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zcvet/zcvet/guest/network"
+	"github.com/zcvet/zcvet/guest/nic"
 	"github.com/zcvet/zcvet/guest/notify"
 )
 
@@ -200,15 +201,15 @@ func (s *Socket) AwaitAcknowledged() {
 	})
 }
 
-// ExpectNothing fails the case if a notification has come; why says what the
-// application would suffer. Whatever must have happened before has to be waited
-// for by the caller.
+// ExpectNothing ends the case as failed if a notification has come; why says what
+// the application would suffer. Whatever must have happened before has to be
+// waited for by the caller.
 func (s *Socket) ExpectNothing(why string) {
 	s.t.Helper()
 	entries, err := notify.Drain(s.FD)
 	s.t.Check(err, "read the error queue")
 	if len(entries) > 0 {
-		s.t.Errorf("no notification was due, came %v: %s", entries, why)
+		s.t.Fatalf("no notification was due, came %v: %s", entries, why)
 	}
 }
 
@@ -231,6 +232,26 @@ func (t *T) DeviceBarrier() {
 	sender.MustSend(t.Payload(64, 0), unix.MSG_ZEROCOPY)
 	if entries := sender.Collect(1); entries[0].Copied {
 		t.Fatalf("the barrier's datagram was copied on link %s: it proves nothing", t.Link)
+	}
+}
+
+// disturb adds rules for what the sender transmits, and returns the check that
+// each of them has acted: without it a case could show nothing. A rule begins to
+// count frames when the one before it is used up. It ends the case.
+func (t *T) disturb(rules ...nic.Rule) (expectDisturbed func()) {
+	t.Helper()
+	numbers := make([]int, len(rules))
+	for i, rule := range rules {
+		rule.Port = t.NIC().Sender
+		numbers[i] = t.NIC().AddRule(rule)
+	}
+	return func() {
+		t.Helper()
+		for i, number := range numbers {
+			if status := t.NIC().RuleStatus(number); status.Acted == 0 {
+				t.Errorf("the NIC never did %q: %d frames were too few for rule %d of the case", rules[i].Action, status.Matched, i)
+			}
+		}
 	}
 }
 

@@ -67,17 +67,14 @@ var _ = add(Case{
 	Links:    NICLinks,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
-	// A rule begins to count when the one before it is used up.
-	for _, rule := range []nic.Rule{
-		{Match: nic.TCPData, Action: nic.Drop, Skip: 3, Count: 1},
-		{Match: nic.TCPData, Action: nic.Duplicate, Skip: 2, Count: 2},
-		{Match: nic.TCPData, Action: nic.Delay, By: 1, Skip: 1, Count: 2},
-		{Match: nic.TCPData, Action: nic.Drop, Skip: 2, Count: 2},
-	} {
-		rule.Port = t.NIC().Sender
-		t.NIC().AddRule(rule)
-	}
+	expectDisturbed := t.disturb(
+		nic.Rule{Match: nic.TCPData, Action: nic.Drop, Skip: 3, Count: 1},
+		nic.Rule{Match: nic.TCPData, Action: nic.Duplicate, Skip: 2, Count: 2},
+		nic.Rule{Match: nic.TCPData, Action: nic.Delay, By: 1, Skip: 1, Count: 2},
+		nic.Rule{Match: nic.TCPData, Action: nic.Drop, Skip: 2, Count: 2},
+	)
 	reuse(t, pair, 24)
+	expectDisturbed()
 })
 
 // reuse sends from a few buffers over and over, as fast as notifications come,

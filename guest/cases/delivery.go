@@ -34,17 +34,13 @@ var _ = add(Case{
 	Links:    NICLinks,
 }, func(t *T) {
 	pair := t.Pair()
-	port := t.NIC().Sender
-	// A rule begins to count when the one before it is used up.
-	for _, rule := range []nic.Rule{
-		{Match: nic.TCPData, Action: nic.Drop, Skip: 2, Count: 2},
-		{Match: nic.TCPData, Action: nic.Duplicate, Skip: 1, Count: 2},
-		{Match: nic.TCPData, Action: nic.Delay, By: 2, Skip: 1, Count: 3},
-	} {
-		rule.Port = port
-		t.NIC().AddRule(rule)
-	}
+	expectDisturbed := t.disturb(
+		nic.Rule{Match: nic.TCPData, Action: nic.Drop, Skip: 2, Count: 2},
+		nic.Rule{Match: nic.TCPData, Action: nic.Duplicate, Skip: 1, Count: 2},
+		nic.Rule{Match: nic.TCPData, Action: nic.Delay, By: 2, Skip: 1, Count: 3},
+	)
 	exchange(t, pair, 40)
+	expectDisturbed()
 })
 
 // exchange makes sends of many sizes from one region of memory that never
