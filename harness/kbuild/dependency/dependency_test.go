@@ -197,7 +197,7 @@ func TestEvaluate(t *testing.T) {
 		"(Y":                           yes,
 		"$(cc-option,-m64) = y && N":   no,
 		"":                             yes,
-		"Y && && N":                    yes, // not an expression: nothing is blamed on it
+		"Y && ^":                       yes, // not an expression: nothing is blamed on it
 		`"unterminated && N`:           no,
 		"((((((((((N))))))))))":        no,
 		"!(Y && !(M || N)) || N && !N": module,
