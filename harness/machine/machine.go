@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,6 +36,9 @@ type Config struct {
 	Accelerator Accelerator
 	// Kernel is an uncompressed vmlinux with a PVH entry point.
 	Kernel string
+	// KernelConfig is the configuration that Kernel was built with. It may be
+	// empty; the machine then boots a tenth of a second slower under TCG.
+	KernelConfig string
 	// Initramfs may be empty.
 	Initramfs string
 	// Memory of the guest in MiB, 256 by default.
@@ -80,6 +84,7 @@ type plugs struct {
 	memory                 string
 	console, link, monitor chardev
 	hubs                   bool
+	tsc, hz                int
 	extra                  []option
 }
 
@@ -93,11 +98,12 @@ func (c Config) options(p plugs) []option {
 		directBoot{kernel: c.Kernel, initramfs: c.Initramfs},
 		exitOnPanic{},
 		backtraceOnNMI{},
+		knownClock{tsc: p.tsc, hz: p.hz},
 		serialConsole{chardev: p.console, verbose: c.Verbose},
 		guestLink{chardev: p.link},
 	}
 	if p.monitor != nil {
-		options = append(options, monitorSocket{chardev: p.monitor})
+		options = append(options, monitorSocket{chardev: p.monitor}, heldAtStart{})
 	}
 	for i, n := range c.NICs {
 		if p.hubs {
@@ -107,6 +113,33 @@ func (c Config) options(p plugs) []option {
 		}
 	}
 	return append(options, p.extra...)
+}
+
+// guestTSC is the rate of the guest's clock in kHz, where we know it better than
+// the guest.
+func (c Config) guestTSC() int {
+	if c.Accelerator.Name != TCG {
+		return 0
+	}
+	return hostTSC()
+}
+
+// configuredHZ reads CONFIG_HZ from a kernel configuration; 0 if it is not there.
+func configuredHZ(path string) int {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, found := strings.CutPrefix(strings.TrimSpace(line), "CONFIG_HZ="); found {
+			hz, err := strconv.Atoi(value)
+			if err != nil {
+				return 0
+			}
+			return hz
+		}
+	}
+	return 0
 }
 
 // Command is a shell command that starts the same machine by hand, with the
@@ -178,10 +211,18 @@ func Start(ctx context.Context, config Config) (*Machine, error) {
 	if err != nil {
 		return nil, fault.New(fault.Infrastructure, "%w", err)
 	}
-	return start(ctx, config, memory)
+	m, err := start(ctx, config, memory)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Continue(ctx); err != nil {
+		_ = m.Close()
+		return nil, err
+	}
+	return m, nil
 }
 
-// start runs QEMU on memory, which it owns from here on.
+// start runs QEMU, with the guest stopped, on memory, which it owns from here on.
 func start(ctx context.Context, config Config, memory *os.File, extra ...option) (_ *Machine, err error) {
 	files := &inheritance{}
 	defer files.closeTheirs()
@@ -211,6 +252,7 @@ func start(ctx context.Context, config Config, memory *os.File, extra ...option)
 	options := config.options(plugs{
 		memory:  fmt.Sprintf("/proc/self/fd/%d", files.pass(memory)),
 		console: consoleFD, link: linkFD, monitor: monitorFD,
+		tsc: config.guestTSC(), hz: configuredHZ(config.KernelConfig),
 		extra: extra,
 	})
 

@@ -72,6 +72,28 @@ func (a Accelerator) parameters() []string {
 	return []string{"tsc=reliable"}
 }
 
+// knownClock tells the kernel how fast its clock is. By itself it measures
+// against the PIT, which takes a tenth of a second for each CPU but the first,
+// and several and a wrong result when the host is busy.
+type knownClock struct {
+	tsc int // kHz, 0 if unknown
+	hz  int // CONFIG_HZ of the kernel, 0 if unknown
+}
+
+func (knownClock) arguments() []string { return nil }
+
+func (k knownClock) parameters() []string {
+	if k.tsc == 0 {
+		return nil
+	}
+	parameters := []string{"tsc_early_khz=" + strconv.Itoa(k.tsc)}
+	if k.hz != 0 {
+		// A delay loop is a count of TSC ticks per jiffy.
+		parameters = append(parameters, "lpj="+strconv.Itoa(k.tsc*1000/k.hz))
+	}
+	return parameters
+}
+
 // processors is the number of virtual CPUs.
 type processors int
 
@@ -124,15 +146,19 @@ func (exitOnPanic) arguments() []string  { return []string{"-no-reboot"} }
 func (exitOnPanic) parameters() []string { return []string{"panic=-1"} }
 
 // backtraceOnNMI turns the NMI that [Machine.InjectNMI] sends into a panic, the
-// only way in which the kernel answers an unknown NMI with a stack trace. A loop
-// with interrupts off is interrupted by it, too.
+// only way in which the kernel answers it with a stack trace. A loop with
+// interrupts off is interrupted by it, too.
 type backtraceOnNMI struct{}
 
 func (backtraceOnNMI) arguments() []string { return nil }
 
 func (backtraceOnNMI) parameters() []string {
 	return []string{
-		"unknown_nmi_panic",
+		// The kernel asks port 0x61 for the reason of an NMI. KVM answers
+		// that there is none; microvm under TCG has no such port, and all
+		// ones read as a system error. The second is read when the kernel
+		// starts init, so that before that TCG has no backtrace.
+		"unknown_nmi_panic", "sysctl.kernel.panic_on_unrecovered_nmi=1",
 		// All CPUs print their stacks (kernel/panic.c, PANIC_PRINT_ALL_CPU_BT):
 		// the boot CPU takes the NMI, the hang may be on another.
 		"panic_print=0x40",
@@ -198,7 +224,7 @@ func (s serialConsole) parameters() []string {
 	if s.verbose {
 		level = "ignore_loglevel"
 	}
-	return []string{"earlyprintk=ttyS0,115200", "console=ttyS0,115200", level}
+	return []string{"earlyprintk=serial,ttyS0,115200", "console=ttyS0,115200", level}
 }
 
 // guestLink is the virtio-serial port of the agent.
@@ -271,6 +297,14 @@ func (h hubNIC) arguments() []string {
 		"-device", h.device(),
 	}
 }
+
+// heldAtStart keeps the CPUs stopped until QMP is connected. A guest that ends in
+// the first milliseconds would otherwise take QEMU along before anybody could ask
+// why.
+type heldAtStart struct{}
+
+func (heldAtStart) arguments() []string  { return []string{"-S"} }
+func (heldAtStart) parameters() []string { return nil }
 
 // incoming makes QEMU wait for the device state of a snapshot instead of
 // booting.

@@ -49,7 +49,7 @@ func NewPatience(accelerator Accelerator, debug bool) Patience {
 		Silence:   scaled(3 * time.Second),
 		Case:      scaled(10 * time.Second),
 		Suite:     scaled(15 * time.Second),
-		Backtrace: scaled(2 * time.Second),
+		Backtrace: scaled(4 * time.Second),
 		Command:   scaled(5 * time.Second),
 		Scale:     scale,
 	}

@@ -8,6 +8,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -18,6 +19,10 @@ import (
 )
 
 func main() {
+	if os.Getpid() != 1 {
+		brokenCall()
+		return
+	}
 	if err := run(); err != nil {
 		fmt.Println("guest:", err)
 	}
@@ -33,9 +38,6 @@ func run() error {
 		if err := unix.Mount(mount.kind, mount.target, mount.kind, 0, ""); err != nil {
 			return fmt.Errorf("mount %s: %w", mount.target, err)
 		}
-	}
-	if cmdline, err := os.ReadFile("/proc/cmdline"); err == nil && strings.Contains(string(cmdline), "guest.exit") {
-		return fmt.Errorf("told to exit")
 	}
 	port, err := openPort()
 	if err != nil {
@@ -79,17 +81,21 @@ func obey(name string) error {
 	switch verb, rest, _ := strings.Cut(name, " "); verb {
 	case "print":
 		fmt.Println(rest)
-	case "syscall":
-		// A call that nobody else makes; the test put its own code there.
-		_, _, _ = unix.Syscall(unix.SYS_GETPRIORITY, 0, 0, 0)
+	case "break":
+		// In a process of its own: the kernel does not survive the death of
+		// PID 1.
+		if err := exec.Command("/proc/self/exe").Start(); err != nil {
+			return err
+		}
 	case "exit":
 		os.Exit(1)
-	case "links":
-		names, _ := filepath.Glob("/sys/class/net/*")
-		fmt.Println("links:", names)
 	}
 	return nil
 }
+
+// brokenCall makes a system call that nobody else makes; the test has put its own
+// code there.
+func brokenCall() { _, _, _ = unix.Syscall(unix.SYS_GETPRIORITY, 0, 0, 0) }
 
 func openPort() (*os.File, error) {
 	for {
