@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +27,9 @@ type failure struct {
 	// prepare brings the queue's sockets into the state in which the send of
 	// message fails. It may end the case.
 	prepare func(t *T, q *Queue, message *notify.Message)
+	// during, if set, runs while the send waits, until stop is closed. It must
+	// not end the case. Thread is the one that sends.
+	during func(q *Queue, thread int, stop <-chan struct{})
 }
 
 var failures = map[string]failure{
@@ -54,23 +59,53 @@ var failures = map[string]failure{
 	"send-buffer-full": {
 		errno: unix.EAGAIN, protos: IP, links: onlyNIC,
 		prepare: func(t *T, q *Queue, message *notify.Message) {
-			// Nothing leaves the send buffer: the stream is not
-			// acknowledged, and the datagrams stay in the device.
-			if t.Proto == TCP {
-				t.NIC().AddRule(nic.Rule{Port: t.NIC().Sender, Match: nic.TCPData, Action: nic.Withhold})
-			} else {
-				t.NIC().Hold(true)
-			}
-			filling := make([]byte, 1000)
-			for {
-				_, err := q.Sender.Send(filling, unix.MSG_DONTWAIT)
-				if errors.Is(err, unix.EAGAIN) {
-					break
-				}
-				t.Check(err, "fill the send buffer")
-			}
-			message.Buffers = [][]byte{filling}
+			fillSendBuffer(t, q, message)
 			message.Flags |= unix.MSG_DONTWAIT
+		},
+	},
+	"interrupted": {
+		errno: unix.EINTR, protos: IP, links: onlyNIC,
+		prepare: fillSendBuffer,
+		during: func(_ *Queue, thread int, stop <-chan struct{}) {
+			// A signal that comes before the send waits does nothing.
+			for {
+				_ = unix.Tgkill(unix.Getpid(), thread, unix.SIGURG)
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+				}
+			}
+		},
+	},
+	"reset-while-waiting": {
+		errno: unix.ECONNRESET, protos: []Proto{TCP}, links: onlyNIC,
+		prepare: fillSendBuffer,
+		during: func(q *Queue, thread int, stop <-chan struct{}) {
+			for asleep := 0; asleep < 3; {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				if sleeps(thread) {
+					asleep++
+				} else {
+					asleep = 0
+				}
+			}
+			// Without lingering a close resets the connection.
+			_ = unix.SetsockoptLinger(q.Receiver.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+			q.Receiver.Close()
+		},
+	},
+	"no-memory-for-notification": {
+		errno: unix.ENOBUFS, protos: IP, links: EveryLink,
+		prepare: func(t *T, _ *Queue, message *notify.Message) {
+			// Room for one is few enough bytes not to be charged itself.
+			message.Control = t.Profile().Encode(1)
+			message.Flags |= unix.MSG_ZEROCOPY
+			limitOptmem(t, 1)
 		},
 	},
 	"too-long-for-path": {
@@ -138,7 +173,14 @@ func init() {
 				Buffers: [][]byte{queue.data}, Control: profile.Encode(2), Flags: unix.MSG_NOSIGNAL,
 			}
 			failure.prepare(t, queue, message)
+			stop := make(chan struct{})
+			if failure.during != nil {
+				thread := unix.Gettid()
+				t.Go(func() { failure.during(queue, thread, stop) })
+			}
 			_, err := notify.Send(queue.Sender.FD, message)
+			close(stop)
+			t.group.Wait()
 			if !errors.Is(err, failure.errno) {
 				t.Fatalf("the send was to fail with %v, came %v", failure.errno, err)
 			}
@@ -151,6 +193,38 @@ func init() {
 			queue.finishAfterFailure(&ledger)
 		})
 	}
+}
+
+// fillSendBuffer fills the sender's buffer so that the send of message has to
+// wait: a stream is not acknowledged, and the datagrams stay in the device. It
+// ends the case.
+func fillSendBuffer(t *T, q *Queue, message *notify.Message) {
+	t.Helper()
+	if t.Proto == TCP {
+		t.NIC().AddRule(nic.Rule{Port: t.NIC().Sender, Match: nic.TCPData, Action: nic.Withhold})
+	} else {
+		t.NIC().Hold(true)
+	}
+	filling := make([]byte, 1000)
+	for {
+		_, err := q.Sender.Send(filling, unix.MSG_DONTWAIT)
+		if errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		t.Check(err, "fill the send buffer")
+	}
+	message.Buffers = [][]byte{filling}
+}
+
+// sleeps tells whether a thread of this process waits for something.
+func sleeps(thread int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", thread))
+	if err != nil {
+		return false
+	}
+	// The state is behind the name, which stands in parentheses.
+	_, state, _ := bytes.Cut(stat, []byte(") "))
+	return bytes.HasPrefix(state, []byte("S"))
 }
 
 // finishAfterFailure is Finish for a queue that may hold a network error too. It
