@@ -53,12 +53,12 @@ func (p Port) MAC() string {
 
 // The methods. Each comment names the argument and the result type.
 const (
-	MethodReset       = "nic.reset"        // no argument → none: rules gone, everything held goes on, links up, logs empty
+	MethodReset       = "nic.reset"        // no argument → none: rules gone, everything held goes on, links up, logs empty and numbered from 0
 	MethodHold        = "nic.hold"         // Hold → none
 	MethodRelease     = "nic.release"      // Release → Released
 	MethodLateDMA     = "nic.late-dma"     // LateDMA → none
 	MethodAddRule     = "nic.add-rule"     // Rule → RuleAdded
-	MethodRemoveRule  = "nic.remove-rule"  // RemoveRule → RuleStatus; frames held by the rule go on
+	MethodRemoveRule  = "nic.remove-rule"  // RemoveRule → RuleStatus from before; frames held by the rule go on
 	MethodRuleStatus  = "nic.rule-status"  // RemoveRule → RuleStatus
 	MethodSetLink     = "nic.set-link"     // SetLink → none
 	MethodFrames      = "nic.frames"       // FramesQuery → Frames
@@ -92,7 +92,11 @@ type Released struct {
 // released, as a slow DMA engine would: the peer receives what the buffer holds
 // then, under the checksum the guest computed before or the device computes from
 // the data of the moment of the send. A buffer that was reused too early so
-// arrives with a wrong checksum.
+// arrives with a wrong checksum, unless the new bytes happen to have the same
+// sum: overwrite with something that has not, so not with a mere permutation.
+//
+// It acts on frames sent while Hold is on for the port. Frames without TCP or
+// UDP payload have nothing to be read late and go on at once.
 type LateDMA struct {
 	Port Port `json:"port"`
 	On   bool `json:"on"`

@@ -682,6 +682,55 @@ func TestRingWhereNoMemoryIs(t *testing.T) {
 	}
 }
 
+func TestCloseLeavesNothing(t *testing.T) {
+	files := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	maps := func() int {
+		content, err := os.ReadFile("/proc/self/maps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(content), "memfd:fakeguest")
+	}
+	run := func() {
+		n, err := vnet.New(vnet.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		guests := map[nic.Port]*fakeguest.Guest{}
+		for _, port := range nic.Ports {
+			if guests[port], err = fakeguest.Connect(n.Socket(port), fakeguest.Options{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		call(t, n, nic.MethodHold, nic.Hold{On: true})
+		if _, _, err := guests[nic.NIC0].Transmit(frame.Header{}, udp("x")); err != nil {
+			t.Fatal(err)
+		}
+		(&wire{T: t, network: n}).logged(1)
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range guests {
+			g.Close()
+		}
+	}
+	run() // opens what the runtime keeps, its poller for one
+	filesBefore, mapsBefore := files(), maps()
+	run()
+	if files := files(); files != filesBefore {
+		t.Errorf("%d files are open, %d were", files, filesBefore)
+	}
+	if maps := maps(); maps != mapsBefore {
+		t.Errorf("%d pieces of guest memory are mapped, %d were", maps, mapsBefore)
+	}
+}
+
 func TestFrontEndThatLeavesEarly(t *testing.T) {
 	n := newNetwork(t, vnet.Config{})
 	connection, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: "@" + n.Socket(nic.NIC0), Net: "unix"})

@@ -186,6 +186,7 @@ func (n *Network) Err() error {
 }
 
 // Close ends the Network, if it has not ended yet, and waits for its goroutines.
+// It must not be called from Config.OnSetLink. The error is always nil.
 func (n *Network) Close() error {
 	n.mutex.Lock()
 	n.end(nil)

@@ -50,8 +50,12 @@ const (
 )
 
 // batchBytes is how much a port transmits before it lets others at the mutex and
-// the receiver at the frames.
-const batchBytes = 256 << 10
+// the receiver at the frames. A small frame counts for frameCost, which is about
+// the time it takes.
+const (
+	batchBytes = 256 << 10
+	frameCost  = 4 << 10
+)
 
 // Bounds of what waits for receive buffers of a port.
 const (
@@ -209,7 +213,7 @@ func (p *port) sessionError(err error) error {
 func (p *port) transmitBatch() (more bool, err error) {
 	queue := p.transmit.queue
 	queue.SetKicks(false)
-	for budget := batchBytes; budget > 0; budget -= int(p.chain.ReadableLength) + frame.HeaderSize {
+	for budget := batchBytes; budget > 0; budget -= max(frameCost, int(p.chain.ReadableLength)) {
 		ok, err := queue.Next(&p.chain)
 		if err != nil {
 			return false, p.ringError(transmitRing, err)
