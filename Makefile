@@ -99,11 +99,7 @@ matrix: $(ZCVET) ## the kernel matrix for GitHub, as JSON: KERNELS= SERIES=
 .PHONY: kernel-id
 kernel-id: $(ZCVET) ## the id of the kernel that test-kernel would build
 	$(call deps,run)
-	@$(ZCVET) run $(what) --print-kernel-id
-
-.PHONY: annotations
-annotations: $(ZCVET) ## the failures of the last run as GitHub annotations
-	@test ! -e results/latest/run.json || $(ZCVET) report --annotations results/latest
+	@$(ZCVET) run $(what) --kernel-id
 
 .PHONY: summary
 summary: ## the report of the last run, for a job summary
