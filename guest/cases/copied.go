@@ -5,6 +5,7 @@ package cases
 import (
 	"fmt"
 	"slices"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -55,6 +56,49 @@ var _ = add(Case{
 }, func(t *T) {
 	expectCopied(t, t.Pair(noDelay), false, "this NIC sends from the application's pages; a copy here is a lost optimisation")
 })
+
+var _ = add(Case{
+	Name:     "copied/follows-scatter-gather",
+	Doc:      "switching the device's scatter-gather off makes sends COPIED, switching it on again makes them zero copy",
+	Covers:   []string{"Z53"},
+	Protos:   IP,
+	Families: BothFamilies,
+	Links:    onlyNIC,
+	Needs:    []string{Ethtool},
+}, func(t *T) {
+	t.Cleanup(func() { _ = setScatterGather(t, true) })
+	for _, on := range []bool{false, true} {
+		t.Check(setScatterGather(t, on), "ethtool")
+		expectCopied(t, t.Pair(noDelay), !on, fmt.Sprintf("scatter-gather of the device is %v", on))
+	}
+})
+
+// setScatterGather switches a feature of the sender's device as ethtool -K does.
+func setScatterGather(t *T, on bool) error {
+	const ethtoolSetSG = 0x19 // ETHTOOL_SSG of uapi/linux/ethtool.h
+	value := struct{ command, data uint32 }{command: ethtoolSetSG}
+	if on {
+		value.data = 1
+	}
+	device, _ := t.Link.Devices()
+	// struct ifreq, whose union is 24 bytes long at most.
+	var request struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		rest [24]byte
+	}
+	copy(request.name[:unix.IFNAMSIZ-1], device)
+	request.data = unsafe.Pointer(&value)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
+		return errno
+	}
+	return nil
+}
 
 // expectCopied makes sends of several sizes and alignments, one segment each, and
 // compares the flag of every notification.

@@ -3,6 +3,9 @@
 package cases
 
 import (
+	"bytes"
+	"errors"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/zcvet/zcvet/guest/network"
@@ -155,6 +158,80 @@ func reuse(t *T, pair *Pair, sends int) {
 	}
 	pair.Sender.CollectInto(&ledger, next)
 }
+
+var _ = add(Case{
+	Name:     "data/memory-goes-away",
+	Doc:      "memory that is write-protected, made inaccessible or unmapped right after the send still reaches the peer as it was",
+	Covers:   []string{"Z63", "Z71"},
+	Protos:   IP,
+	Families: BothFamilies,
+	Links:    EveryLink,
+}, func(t *T) {
+	pair := t.Pair(noDelay)
+	if t.Link == network.NIC {
+		t.NIC().Hold(true) // so that the device holds the pages meanwhile
+	}
+	takings := []struct {
+		name   string
+		before func(*notify.Memory) error
+		after  func(*notify.Memory) error
+	}{
+		{name: "read-only before", before: func(m *notify.Memory) error { return m.Protect(0, 2, notify.ReadOnly) }},
+		{name: "read-only after", after: func(m *notify.Memory) error { return m.Protect(0, 2, notify.ReadOnly) }},
+		{name: "no access after", after: func(m *notify.Memory) error { return m.Protect(0, 2, notify.NoAccess) }},
+		{name: "unmapped after", after: (*notify.Memory).Close},
+	}
+	for i, taking := range takings {
+		memory := t.Memory(2)
+		memory.Fill(byte(i))
+		part := memory.Bytes()[notify.PageSize-600:][:1200]
+		want := bytes.Clone(part)
+		if taking.before != nil {
+			t.Check(taking.before(memory), taking.name)
+		}
+		pair.Sender.MustSend(part, unix.MSG_ZEROCOPY)
+		if taking.after != nil {
+			t.Check(taking.after(memory), taking.name)
+		}
+		t.Logf("memory %s", taking.name)
+		pair.Receiver.MustReceive(want)
+		pair.Receiver.Acknowledge()
+	}
+	if t.Link == network.NIC {
+		t.NIC().Hold(false)
+	}
+	pair.Sender.Collect(len(takings))
+})
+
+var _ = add(Case{
+	Name:     "data/partly-unmapped",
+	Doc:      "of a buffer that ends in unmapped memory nothing is sent but what a short count says, and a failed send takes no id",
+	Covers:   []string{"Z62", "Z11"},
+	Protos:   IP,
+	Families: BothFamilies,
+	Links:    EveryLink,
+}, func(t *T) {
+	pair := t.Pair(noDelay)
+	memory := t.Memory(3)
+	memory.Fill(4)
+	t.Check(memory.Protect(2, 1, notify.NoAccess), "take away access")
+	part := memory.Bytes()[2*notify.PageSize-700:][:1400]
+	sends := 0
+	count, err := pair.Sender.Send(part, unix.MSG_ZEROCOPY)
+	switch {
+	case err == nil && t.Proto == TCP && count <= 700:
+		sends++
+		pair.Receiver.MustReceive(part[:count])
+	case err == nil:
+		t.Fatalf("the send took %d bytes, of which 700 at most are mapped", count)
+	case !errors.Is(err, unix.EFAULT):
+		t.Errorf("EFAULT or a short send was expected, came %v", err)
+	}
+	pair.Sender.MustSend(part[:700], unix.MSG_ZEROCOPY)
+	sends++
+	pair.Receiver.MustReceive(part[:700])
+	pair.Sender.Collect(sends)
+})
 
 var _ = add(Case{
 	Name:     "data/late-dma",

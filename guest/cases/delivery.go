@@ -244,6 +244,66 @@ var _ = add(Case{
 	}
 })
 
+var _ = add(Case{
+	Name:     "delivery/after-shutdown",
+	Doc:      "sends are notified although the socket was shut down for writing meanwhile",
+	Covers:   []string{"Z37"},
+	Protos:   IP,
+	Families: BothFamilies,
+	Links:    EveryLink,
+}, func(t *T) {
+	pair := t.Pair(noDelay)
+	var sent [][]byte
+	for i := range 3 {
+		sent = append(sent, t.Payload(800, byte(i)))
+		pair.Sender.MustSend(sent[i], unix.MSG_ZEROCOPY)
+	}
+	t.Check(unix.Shutdown(pair.Sender.FD, unix.SHUT_WR), "shutdown")
+	for _, data := range sent {
+		pair.Receiver.MustReceive(data)
+	}
+	pair.Sender.Collect(len(sent))
+})
+
+var _ = add(Case{
+	Name:     "delivery/close-with-sends-pending",
+	Doc:      "a socket closed while the device still holds its sends loses no data and troubles nobody when they complete",
+	Covers:   []string{"Z37"},
+	Protos:   IP,
+	Families: BothFamilies,
+	Links:    onlyNIC,
+}, func(t *T) {
+	pair := t.Pair(noDelay)
+	t.NIC().Hold(true)
+	data := t.Payload(900, 1)
+	pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
+	pair.Sender.Close()
+	pair.Receiver.MustReceive(data)
+	t.NIC().Hold(false)
+	// Comes back after every buffer that was held, so a splat is of this case.
+	t.DeviceBarrier()
+})
+
+var _ = add(Case{
+	Name:     "delivery/recverr-off-keeps-notifications",
+	Doc:      "switching IP_RECVERR off throws away network errors, not notifications",
+	Covers:   []string{"Z38"},
+	Protos:   IP,
+	Families: BothFamilies,
+	Links:    EveryLink,
+}, func(t *T) {
+	level, option := unix.SOL_IP, unix.IP_RECVERR
+	if t.Family == network.IPv6 {
+		level, option = unix.SOL_IPV6, unix.IPV6_RECVERR
+	}
+	queue := t.NewQueue()
+	SetOption(level, option, 1)(queue.Sender)
+	queue.Fill(2)
+	SetOption(level, option, 0)(queue.Sender)
+	expectRanges(t, notify.OnlyZerocopy(queue.Sender.Drain()), "[0,0] [1,1]",
+		"nobody will ever say again that these buffers are free")
+})
+
 // openSniffer opens a packet socket on the sender's device, which makes the
 // kernel copy what it would else send from the application's pages.
 func openSniffer(t *T) *Socket {
