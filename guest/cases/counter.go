@@ -320,6 +320,7 @@ var _ = add(Case{
 		}
 		sends++
 		pair.Receiver.MustReceive(whole)
+		pair.Receiver.Acknowledge()
 	}
 	pair.Sender.Collect(sends)
 })
