@@ -31,9 +31,11 @@ const (
 	stallTimeout = 60 * time.Second
 	// attempts at one download, each of which goes on where the last ended.
 	attempts = 4
-	// retryDelay before the second attempt, doubled for each further one.
-	retryDelay = time.Second
 )
+
+// retryDelay before the second attempt, doubled for each further one; a variable
+// for the tests.
+var retryDelay = time.Second
 
 // release is a tarball as kernel.org's list of checksums names it.
 type release struct {

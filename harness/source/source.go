@@ -149,24 +149,28 @@ func (r *resolver) version(ctx context.Context, version string) (*Kernel, error)
 			broken = err
 		}
 	}
+	slices.SortFunc(available, compareVersions)
+	available = slices.Compact(available)
+	slices.Reverse(available)
+	if len(available) > maxOffered {
+		available = append(available[:maxOffered], "…")
+	}
+	offer := cmp.Or(strings.Join(available, ", "), "none")
 	// The words of every provider: which of them should have had it is the
 	// reader's to know.
 	output := strings.Join(failures, "\n")
 	if broken != nil {
-		failure := fault.New(fault.Infrastructure, "kernel %s: no provider could deliver it, the last failed with: %w", version, broken)
-		if classed, ok := errors.AsType[*fault.Error](broken); ok {
+		if classed, ok := errors.AsType[*fault.Error](broken); ok && classed.Output != "" {
 			output += "\n" + classed.Output
 		}
-		return nil, failure.WithOutput(output).WithAdvice("check the network and the package sources (apt-get update), or give a tarball with tar:FILE")
+		return nil, fault.New(fault.Infrastructure, "kernel %s: no provider could deliver it; %w", version, broken).WithOutput(output).
+			WithAdvice("check the network and the package sources, or give a tarball with tar:FILE; versions seen: %s", offer)
 	}
-	slices.SortFunc(available, compareVersions)
-	available = slices.Compact(available)
-	slices.Reverse(available)
-	if len(available) > 12 {
-		available = append(available[:12], "…")
-	}
-	return nil, fault.New(fault.Usage, "kernel %s: there is no such version; available: %s", version, cmp.Or(strings.Join(available, ", "), "none")).WithOutput(output)
+	return nil, fault.New(fault.Usage, "kernel %s: there is no such version; available: %s", version, offer).WithOutput(output)
 }
+
+// maxOffered is how many versions an error lists.
+const maxOffered = 12
 
 // compareVersions orders dotted numbers.
 func compareVersions(a, b string) int {
