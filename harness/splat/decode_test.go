@@ -34,7 +34,8 @@ void noreturn_bug(void) __attribute__((noreturn, noinline));
 void noreturn_bug(void) { for (;;) __asm__ volatile("hlt"); }
 
 static __attribute__((noinline)) int twin(int *p) { __asm__ volatile("nop"); return *p; }
-int use_twin(int *p) { return twin(p) + 1; }
+__attribute__((section(".init.text"), noinline)) int starts(int *p) { return *p * 5; } /* other section */
+int use_twin(int *p) { return twin(p) + starts(p); }
 
 int outer(int *p)
 {
@@ -64,7 +65,7 @@ func buildTiny(t *testing.T, flags ...string) (vmlinux, root string) {
 	}
 	root, build := t.TempDir(), t.TempDir()
 	vmlinux = filepath.Join(build, "vmlinux")
-	args := append([]string{"-O2", "-fno-pie", "-no-pie", "-I", filepath.Join(root, "include/linux"), "-o", vmlinux}, flags...)
+	args := append([]string{"-O2", "-fno-pie", "-no-pie", "-Wl,--section-start=.init.text=0x200000", "-I", filepath.Join(root, "include/linux"), "-o", vmlinux}, flags...)
 	for name, text := range tinyKernel {
 		path := filepath.Join(root, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -135,8 +136,6 @@ func TestDecode(t *testing.T) {
 			}
 
 			s := splat.Splat{Frames: []splat.Frame{
-				// The first instruction of outer loads *p in the inlined peek,
-				// or is near enough: look for it over the whole function below.
 				{Function: "twin", Offset: 0, Size: twins[0].Size, Exact: true},
 				{Function: "twin", Offset: 0, Size: twins[1].Size, Exact: true},
 				{Function: "nowhere", Offset: 1, Size: 2},
@@ -150,6 +149,17 @@ func TestDecode(t *testing.T) {
 			}
 			if s.Frames[2].File != "" || s.Frames[3].File != "" {
 				t.Errorf("decoded what is not in the file: %v, %v", s.Frames[2], s.Frames[3])
+			}
+
+			// A section at a lower address, as .init.text and others are in
+			// the kernel, makes the line table of the file unsorted.
+			starts := symbolsOf(t, vmlinux, "starts")[0]
+			other := splat.Splat{Frames: []splat.Frame{{Function: "starts", Offset: 0, Size: starts.Size, Exact: true}}}
+			if err := decoder.Decode(&other); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := other.Frames[0].Line, lineOf(t, "net/core/sock.c", "other section"); got != want {
+				t.Errorf("function in a section of its own decodes to line %d, want %d", got, want)
 			}
 
 			// Somewhere in outer is the load that was inlined from the header.
