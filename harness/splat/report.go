@@ -86,8 +86,6 @@ func (r *report) continues(head *header, text string) bool {
 		}
 	case r.kind() == Hang && head.kind.hangs():
 		return true
-	case r.kind() == Panic && head.kind == Truncated:
-		return true
 	}
 	return false
 }
