@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/zcvet/zcvet/guest/nic"
 	"github.com/zcvet/zcvet/harness/fault"
@@ -25,15 +26,30 @@ type Booter struct {
 	// Evidence opens a file for evidence about a case, of the given kind; nil
 	// keeps none.
 	Evidence func(caseID, kind string) (io.WriteCloser, error)
+
+	version atomic.Pointer[string]
+}
+
+// QEMU is the version of QEMU, known once a machine was started.
+func (b *Booter) QEMU() string {
+	if version := b.version.Load(); version != nil {
+		return *version
+	}
+	return ""
 }
 
 // Boot starts a machine from power-on.
 func (b *Booter) Boot(ctx context.Context, console func(line string)) (suite.VM, error) {
-	return b.start(console, func(nics []machine.NIC) (*machine.Machine, error) {
+	return b.start(console, b.power(ctx))
+}
+
+// power is a cold start.
+func (b *Booter) power(ctx context.Context) func([]machine.NIC) (*machine.Machine, error) {
+	return func(nics []machine.NIC) (*machine.Machine, error) {
 		config := b.Machine
 		config.NICs = nics
 		return machine.Start(ctx, config)
-	})
+	}
 }
 
 func (b *Booter) start(console func(line string), start func([]machine.NIC) (*machine.Machine, error)) (*vm, error) {
@@ -49,6 +65,8 @@ func (b *Booter) start(console func(line string), start func([]machine.NIC) (*ma
 	if v.machine, err = start(v.nics); err != nil {
 		return nil, errors.Join(err, network.Close())
 	}
+	version := v.machine.Version()
+	b.version.Store(&version)
 	v.listen(console)
 	v.watcher.Go(v.watch)
 	return v, nil

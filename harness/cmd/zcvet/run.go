@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/zcvet/zcvet/guest/cases"
+	"github.com/zcvet/zcvet/guest/link"
+	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/report"
+	"github.com/zcvet/zcvet/harness/suite"
+	"github.com/zcvet/zcvet/harness/vet"
+	"github.com/zcvet/zcvet/kconfig"
+)
+
+// kernelFlags are the flags of every command that needs a kernel.
+func kernelFlags(command *cobra.Command, options *vet.Options) {
+	flags := command.Flags()
+	flags.StringVar(&options.Kernel, "kernel", "6.12", "version (6.12), tar:FILE, dir:PATH, git:URL@REF or image:BZIMAGE")
+	flags.BoolVar(&options.Refresh, "refresh", false, "look for a newer source of the version than the cached one")
+	flags.StringVar(&options.Series, "series", "none", "directory of patches, mbox:FILE, message-id, lore URL, lore:vN, reference (our own) or none")
+	flags.IntVar(&options.Revision, "rev", 0, "revision of the series (default the one named, or the newest)")
+	flags.BoolVar(&options.NoFuzz, "no-fuzz", false, "refuse a patch that applies only with fuzz")
+	flags.StringVar(&options.Config, "config", "default", "kernel configuration: "+strings.Join(kconfig.Names(), ", "))
+	flags.IntVarP(&options.Jobs, "jobs", "j", 0, "parallel compilations (default one per processor)")
+	flags.StringVar(&options.Accelerator, "accel", "auto", "auto, kvm or tcg; kvm fails instead of falling back")
+	flags.StringVar(&options.CPU, "cpu", "", `QEMU's CPU model, such as "max,smap=off" (default the best of the accelerator)`)
+}
+
+func (a *app) runCommand() *cobra.Command {
+	var options vet.Options
+	var list, kernelID bool
+	command := &cobra.Command{
+		Use:   "run",
+		Short: "Build a kernel with a series and run the cases on it",
+		Example: `  zcvet run --kernel 6.12 --series patches/6.12
+  zcvet run --kernel 6.12 --series lore:v7
+  zcvet run --kernel 6.12 --series none --suite poll,Z30
+  zcvet run --kernel dir:../linux --series mbox:v9.mbox --no-fuzz`,
+		Args: noArguments,
+		RunE: func(command *cobra.Command, _ []string) error {
+			switch {
+			case list:
+				return listCases(options.Suite)
+			case kernelID:
+				return a.printKernelID(command, options)
+			}
+			return a.run(command, options)
+		},
+	}
+	kernelFlags(command, &options)
+	flags := command.Flags()
+	flags.StringVar(&options.Suite, "suite", suite.Everything, `cases to run: checklist ids, groups, cases, protocols, links, with * and !, as in "Z3*,poll,!udp"`)
+	flags.StringVar(&options.Out, "out", "", "directory of the results (default a new one in results/, and results/latest)")
+	flags.Int64Var(&options.Seed, "seed", 1, "seed of everything random")
+	flags.BoolVar(&options.Policy.Strict, "strict", false, "failures of SHOULD cases fail the run")
+	flags.BoolVar(&options.Policy.ExpectAll, "expect-all", false, "skipped cases fail the run")
+	flags.BoolVar(&list, "list", false, "list the cases with their checklist ids, and run nothing")
+	flags.BoolVar(&kernelID, "kernel-id", false, "print the id the kernel would be cached under, and build nothing")
+	return command
+}
+
+func (a *app) run(command *cobra.Command, options vet.Options) error {
+	v, err := a.vetter()
+	if err != nil {
+		return err
+	}
+	run, err := v.Run(command.Context(), options, repeat(options))
+	if err != nil {
+		v.UI.Error(err)
+	}
+	v.UI.Summary(run)
+	if os.Getenv("GITHUB_ACTIONS") == "true" {
+		if err := report.WriteAnnotations(os.Stdout, run); err != nil {
+			return fault.New(fault.Infrastructure, "annotations: %w", err)
+		}
+	}
+	if run.Exit.Code == 0 && err != nil {
+		return err // the verdict is good, but could not be stored
+	}
+	return verdictError{fault.Class(run.Exit.Code)}
+}
+
+// repeat is the command that does the same run again.
+func repeat(options vet.Options) string {
+	arguments := []string{"zcvet", "run", "--kernel", options.Kernel, "--series", options.Series}
+	add := func(differs bool, words ...string) {
+		if differs {
+			arguments = append(arguments, words...)
+		}
+	}
+	add(options.Revision != 0, "--rev", strconv.Itoa(options.Revision))
+	add(options.NoFuzz, "--no-fuzz")
+	add(options.Config != "default", "--config", options.Config)
+	add(options.Accelerator != "auto", "--accel", options.Accelerator)
+	add(options.CPU != "", "--cpu", options.CPU)
+	add(options.Suite != suite.Everything, "--suite", options.Suite)
+	add(options.Seed != 1, "--seed", strconv.FormatInt(options.Seed, 10))
+	add(options.Policy.Strict, "--strict")
+	add(options.Policy.ExpectAll, "--expect-all")
+	return commandLine(arguments)
+}
+
+// listCases prints the selected cases, one line for each with the axes folded.
+func listCases(patterns string) error {
+	wanted, err := suite.Select(patterns)
+	if err != nil {
+		return err
+	}
+	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "CASE\tLEVEL\tCOVERS\tINSTANCES\tBEHAVIOUR")
+	total := 0
+	for _, c := range cases.All() {
+		instances := slices.DeleteFunc(c.Instances(), func(i cases.Instance) bool { return !wanted(described(i)) })
+		if len(instances) == 0 {
+			continue
+		}
+		total += len(instances)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%s\n", c.Name, c.Level, strings.Join(c.Covers, " "), len(instances), c.Doc)
+	}
+	if err := table.Flush(); err != nil {
+		return fault.New(fault.Infrastructure, "list: %w", err)
+	}
+	if total == 0 {
+		return fault.New(fault.Usage, "the suite selection %q matches no case", patterns)
+	}
+	fmt.Printf("%d instances\n", total)
+	return nil
+}
+
+func described(i cases.Instance) link.Instance {
+	return link.Instance{
+		ID: i.ID(), Name: i.Case.Name, Covers: i.Case.Covers, Level: string(i.Case.Level),
+		Proto: string(i.Proto), Family: string(i.Family), Link: string(i.Link),
+	}
+}
+
+// printKernelID prints nothing but the id, for scripts that cache by it.
+func (a *app) printKernelID(command *cobra.Command, options vet.Options) error {
+	a.quiet, a.verbose = true, false
+	v, err := a.vetter()
+	if err != nil {
+		return err
+	}
+	id, err := v.KernelID(command.Context(), options)
+	if err != nil {
+		return err
+	}
+	fmt.Println(id)
+	return nil
+}

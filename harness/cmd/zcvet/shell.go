@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/rig"
+	"github.com/zcvet/zcvet/harness/vet"
+)
+
+func (a *app) shellCommand() *cobra.Command {
+	var options vet.Options
+	command := &cobra.Command{
+		Use:   "shell",
+		Short: "Open a shell in the machine a run would use",
+		Long: `shell builds the kernel as run does and boots it with u-root's commands and
+the links of the cases. "exit" powers the machine off; Ctrl-] ends it at once.`,
+		Example: `  zcvet shell --kernel 6.12 --series patches/6.12`,
+		Args:    noArguments,
+		RunE: func(command *cobra.Command, _ []string) error {
+			return a.shell(command.Context(), options)
+		},
+	}
+	kernelFlags(command, &options)
+	return command
+}
+
+func (a *app) shell(ctx context.Context, options vet.Options) error {
+	v, err := a.vetter()
+	if err != nil {
+		return err
+	}
+	keyboard := &keyboard{}
+	defer keyboard.restore()
+	err = v.Shell(ctx, options, keyboard, os.Stdout)
+	if errors.Is(err, rig.ErrEscaped) {
+		return nil
+	}
+	return err
+}
+
+// keyboard is standard input, in raw mode from the first read on: until the
+// machine boots, Ctrl-C is still for zcvet.
+type keyboard struct{ before *term.State }
+
+func (k *keyboard) Read(buffer []byte) (int, error) {
+	in := int(os.Stdin.Fd())
+	if k.before == nil && term.IsTerminal(in) {
+		state, err := term.MakeRaw(in)
+		if err != nil {
+			return 0, fault.New(fault.Infrastructure, "terminal: %w", err)
+		}
+		k.before = state
+	}
+	return os.Stdin.Read(buffer)
+}
+
+func (k *keyboard) restore() {
+	if k.before != nil {
+		// Nothing is left to do for a terminal that cannot be restored.
+		_ = term.Restore(int(os.Stdin.Fd()), k.before)
+	}
+}

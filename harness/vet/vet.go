@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+// Package vet goes the whole way, from a series and a kernel to a verdict: each
+// step takes the value of the step before.
+//
+//	source → series → tree → kbuild → (image, accelerator) → suite → verdict
+package vet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/zcvet/zcvet/guest/link"
+	"github.com/zcvet/zcvet/harness/cache"
+	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/kbuild"
+	"github.com/zcvet/zcvet/harness/machine"
+	"github.com/zcvet/zcvet/harness/matrix"
+	"github.com/zcvet/zcvet/harness/results"
+	"github.com/zcvet/zcvet/harness/rig"
+	"github.com/zcvet/zcvet/harness/series"
+	"github.com/zcvet/zcvet/harness/source"
+	"github.com/zcvet/zcvet/harness/splat"
+	"github.com/zcvet/zcvet/harness/suite"
+	"github.com/zcvet/zcvet/harness/terminal"
+	"github.com/zcvet/zcvet/harness/tree"
+	"github.com/zcvet/zcvet/harness/verdict"
+	"github.com/zcvet/zcvet/images"
+	"github.com/zcvet/zcvet/kconfig"
+)
+
+// Options is what the user asked for.
+type Options struct {
+	Kernel   string // source.Resolve explains it
+	Refresh  bool   // look for a newer source than the cached one
+	Series   string // series.Load explains it
+	Revision int    // of the series, 0 for the one that is there
+	NoFuzz   bool
+
+	Config string // a set of package kconfig
+	Jobs   int    // of make, 0 for one per processor
+
+	Accelerator string // auto, kvm or tcg
+	CPU         string // QEMU's CPU model, empty for the best one
+
+	Suite  string // suite.Select explains it
+	Seed   int64
+	Policy verdict.Policy
+
+	Out     string // directory of the results, empty for a new one
+	Verbose bool   // tools may print to Log
+}
+
+// Vetter is what the steps share.
+type Vetter struct {
+	Cache *cache.Dir
+	UI    *terminal.UI
+	Root  string // of the checkout
+	// Log receives what the tools print when they are asked to be verbose; nil
+	// drops it.
+	Log io.Writer
+}
+
+// Run vets a series. The verdict is complete even if the error is not nil: the
+// error is then the reason the run ended early, and run.Exit says the same. A run
+// whose cases failed is no error.
+func (v *Vetter) Run(ctx context.Context, options Options, command string) (run *verdict.Run, err error) {
+	started := time.Now()
+	run = &verdict.Run{Command: command, Started: started.UTC().Format(time.RFC3339), Seed: options.Seed}
+	run.Series.Spec = options.Series
+	wanted, err := suite.Select(options.Suite)
+	if err != nil {
+		run.Decide(options.Policy, err)
+		return run, err
+	}
+	directory, err := results.Create(options.Out, started, options.Kernel, filepath.Base(options.Series))
+	if err != nil {
+		run.Decide(options.Policy, err)
+		return run, err
+	}
+	defer func() {
+		run.Seconds = time.Since(started).Seconds()
+		if interrupted := ctx.Err(); interrupted != nil {
+			err = fault.New(fault.Infrastructure, "interrupted: %w", context.Cause(ctx))
+		}
+		run.Decide(options.Policy, err)
+		err = errors.Join(err, directory.Write(run), directory.Close())
+		v.UI.Note("results: %s", directory.Path)
+	}()
+	return run, v.vet(ctx, options, wanted, directory, run)
+}
+
+func (v *Vetter) vet(ctx context.Context, options Options, wanted func(link.Instance) bool, directory *results.Directory, run *verdict.Run) error {
+	prepared, err := v.Prepare(ctx, options, run)
+	if err != nil {
+		return err
+	}
+	if prepared.Kernel.Config != "" {
+		if err := directory.CopyConfig(prepared.Kernel.Config); err != nil {
+			return err
+		}
+	}
+	patience := machine.NewPatience(prepared.Accelerator, options.Config != defaultConfig)
+	step := v.UI.Step("cases")
+	booter := &rig.Booter{
+		Machine: prepared.machine(options),
+		Evidence: func(caseID, kind string) (io.WriteCloser, error) {
+			return directory.Evidence(caseID, kind)
+		},
+	}
+	outcome, err := suite.Run(ctx, suite.Options{
+		Booter: booter,
+		Parameters: link.Parameters{
+			ABI: run.Series.ABI, Constant: run.Series.Constant, Seed: options.Seed, TimeScale: patience.Scale,
+		},
+		Wanted:   wanted,
+		Patience: patience,
+		Progress: step.Progress,
+		OnCase:   v.UI.Case,
+		Console:  directory.Console(),
+		Allowed:  prepared.allowed,
+	})
+	run.Machine.QEMU = booter.QEMU()
+	prepared.judge(outcome, run, err)
+	if err != nil {
+		step.Fail(err)
+		return err
+	}
+	step.Done("%d, booted in %.2f s%s", len(run.Cases), outcome.Boot.Seconds(), restores(outcome))
+	return nil
+}
+
+func restores(outcome *suite.Result) string {
+	if len(outcome.Restores) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", restored %d times", len(outcome.Restores))
+}
+
+// defaultConfig is the set that is no debug kernel.
+const defaultConfig = "default"
+
+// Prepared is everything a machine needs, built.
+type Prepared struct {
+	Tree        *tree.Tree // nil for an image: kernel
+	Kernel      *kbuild.Kernel
+	Image       *images.Image
+	Accelerator machine.Accelerator
+
+	allowed []splat.Allowed
+}
+
+func (p *Prepared) machine(options Options) machine.Config {
+	accelerator := p.Accelerator
+	if options.CPU != "" {
+		accelerator.CPU = options.CPU
+	}
+	return machine.Config{Accelerator: accelerator, Kernel: p.Kernel.Boot, Initramfs: p.Image.Path}
+}
+
+// Prepare goes all steps up to a machine that could be started, and fills the
+// kernel, series and machine parts of run.
+func (v *Vetter) Prepare(ctx context.Context, options Options, run *verdict.Run) (*Prepared, error) {
+	return v.prepare(ctx, options, run, images.Options{Cache: v.Cache, Root: v.Root, Log: v.Log})
+}
+
+func (v *Vetter) prepare(ctx context.Context, options Options, run *verdict.Run, image images.Options) (*Prepared, error) {
+	p := &Prepared{}
+	var err error
+	if p.allowed, err = splat.DefaultAllowed(); err != nil {
+		return nil, err
+	}
+	// The image does not depend on the kernel, so it is built beside it.
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		p.Image, err = images.Build(groupCtx, image)
+		return err
+	})
+	buildErr := v.kernel(groupCtx, options, run, p)
+	imageErr := group.Wait()
+	if buildErr != nil {
+		return nil, buildErr
+	}
+	if imageErr != nil {
+		return nil, imageErr
+	}
+	return p, v.accelerator(ctx, options, run, p)
+}
+
+func (v *Vetter) kernel(ctx context.Context, options Options, run *verdict.Run, p *Prepared) error {
+	config, err := kconfig.Load(options.Config)
+	if err != nil {
+		return err
+	}
+	from, err := v.source(ctx, options, run)
+	if err != nil {
+		return err
+	}
+	if from.Image != "" {
+		return v.given(ctx, options, run, from, p)
+	}
+	if p.Tree, err = v.apply(ctx, options, run, from); err != nil {
+		return err
+	}
+	return v.build(ctx, options, run, config, p)
+}
+
+func (v *Vetter) source(ctx context.Context, options Options, run *verdict.Run) (*source.Kernel, error) {
+	step := v.UI.Step("source")
+	from, err := source.Resolve(ctx, options.Kernel, source.Options{
+		Cache: v.Cache, Progress: step.Progress, Log: v.Log, Refresh: options.Refresh,
+	})
+	if err != nil {
+		step.Fail(err)
+		return nil, err
+	}
+	run.Kernel.Version, run.Kernel.Source = from.Version, from.Source
+	step.Done("linux %s from %s", from.Version, from.Source)
+	return from, nil
+}
+
+// given takes a kernel that somebody else built.
+func (v *Vetter) given(ctx context.Context, options Options, run *verdict.Run, from *source.Kernel, p *Prepared) error {
+	if options.Series != series.None {
+		return fault.New(fault.Usage, "%s is built already: no series can be applied to it", options.Kernel).
+			WithAdvice("give --series none with an image, or the source of the kernel")
+	}
+	var err error
+	if p.Kernel, err = kbuild.Image(ctx, from, kbuild.Options{Cache: v.Cache, Log: v.Log}); err != nil {
+		return err
+	}
+	run.Kernel.ID, run.Kernel.Cached = from.ID, true
+	run.Series.Name = series.None
+	return nil
+}
+
+func (v *Vetter) apply(ctx context.Context, options Options, run *verdict.Run, from *source.Kernel) (*tree.Tree, error) {
+	step := v.UI.Step("series")
+	place, err := v.place(options.Series, from)
+	if err != nil {
+		step.Fail(err)
+		return nil, err
+	}
+	wanted, err := series.Load(ctx, place, series.Options{
+		Cache: v.Cache, Progress: step.Progress, Log: v.Log, Revision: options.Revision,
+	})
+	if err != nil {
+		step.Fail(err)
+		return nil, err
+	}
+	patched, err := tree.Apply(ctx, from, wanted, tree.Options{NoFuzz: options.NoFuzz, Cache: v.Cache})
+	if err != nil {
+		run.Series.Name, run.Series.Revision, run.Series.MessageID = wanted.Name, wanted.Revision, wanted.MessageID
+		step.Fail(err)
+		return nil, err
+	}
+	spec := run.Series.Spec
+	run.Series = patched.Verdict()
+	run.Series.Spec = spec
+	step.Done("%s", describe(patched))
+	for _, finding := range patched.Findings {
+		v.UI.Warn("%s: %s", finding.Kind, finding.Title)
+	}
+	return patched, nil
+}
+
+// place resolves what only the checkout knows: the port of our own series for a
+// kernel, and its directories from wherever the command is run. What exists in
+// the working directory wins.
+func (v *Vetter) place(spec string, from *source.Kernel) (string, error) {
+	patches := filepath.Join(v.Root, "patches")
+	if spec == matrix.Reference {
+		port, ok := matrix.Port(from.Version, os.DirFS(patches))
+		if !ok {
+			return "", fault.New(fault.Usage, "the reference series has no port for linux %s", from.Version).
+				WithAdvice("give --series none, or a series that is made for this kernel")
+		}
+		return filepath.Join(patches, port), nil
+	}
+	if _, err := os.Stat(spec); err == nil || filepath.IsAbs(spec) {
+		return spec, nil
+	}
+	if inCheckout := filepath.Join(v.Root, spec); strings.HasPrefix(spec, "patches/") {
+		if info, err := os.Stat(inCheckout); err == nil && info.IsDir() {
+			return inCheckout, nil
+		}
+	}
+	return spec, nil
+}
+
+func describe(patched *tree.Tree) string {
+	if len(patched.Applied) == 0 {
+		return "none: the kernel as it is"
+	}
+	clean, offset, fuzz := 0, 0, 0
+	for _, applied := range patched.Applied {
+		switch {
+		case applied.Fuzz:
+			fuzz++
+		case applied.Offset > 0:
+			offset++
+		default:
+			clean++
+		}
+	}
+	text := fmt.Sprintf("%s: %d patches", patched.Series.Name, len(patched.Applied))
+	if offset+fuzz == 0 {
+		text += ", all clean"
+	} else {
+		text += fmt.Sprintf(", %d clean, %d with offset, %d with FUZZ", clean, offset, fuzz)
+	}
+	if patched.ABI != "" {
+		text += fmt.Sprintf("; ABI %s, SCM_ZC_NOTIFICATION %d", patched.ABI, patched.Constant)
+	}
+	return text
+}
+
+func (v *Vetter) build(ctx context.Context, options Options, run *verdict.Run, config *kconfig.Set, p *Prepared) error {
+	step := v.UI.Step("build")
+	built, err := kbuild.Build(ctx, p.Tree, config, kbuild.Options{
+		Cache: v.Cache, Progress: step.Progress, Log: v.Log, Jobs: options.Jobs,
+	})
+	if err != nil {
+		step.Fail(err)
+		return err
+	}
+	p.Kernel = built
+	run.Kernel.ID = built.ID
+	run.Kernel.Config = built.Fragments
+	run.Kernel.Compiler = built.Compiler
+	run.Kernel.BuildSeconds = built.BuildSeconds
+	run.Kernel.Cached = built.Cached
+	if built.Cached {
+		step.Done("kernel %s from the cache", built.ID)
+	} else {
+		run.Kernel.Objects = built.Objects
+		step.Done("kernel %s, %d objects compiled", built.ID, built.Objects)
+	}
+	return nil
+}
+
+func (v *Vetter) accelerator(ctx context.Context, options Options, run *verdict.Run, p *Prepared) error {
+	step := v.UI.Step("machine")
+	var err error
+	p.Accelerator, err = machine.Probe(ctx, options.Accelerator, machine.ProbeOptions{
+		Cache: v.Cache, Kernel: p.Kernel.Boot,
+	})
+	if err != nil {
+		step.Fail(err)
+		return err
+	}
+	run.Machine.Accel, run.Machine.AccelReason = p.Accelerator.Name, p.Accelerator.Reason
+	run.Machine.CPU = p.machine(options).Accelerator.CPU
+	step.Done("%s: %s", p.Accelerator.Name, p.Accelerator.Reason)
+	return nil
+}
+
+// judge moves what the suite found into the run. Err is what ended the suite
+// early, or nil.
+func (p *Prepared) judge(outcome *suite.Result, run *verdict.Run, err error) {
+	run.Cases = outcome.Cases
+	for i := range run.Cases {
+		c := &run.Cases[i]
+		if c.Status == "" {
+			c.Status = verdict.Skip
+			c.Detail = fmt.Sprintf("not run: %v", err)
+		}
+	}
+	run.Machine.BootMS = outcome.Boot.Milliseconds()
+	run.Machine.Boots, run.Machine.Restores = outcome.Boots, len(outcome.Restores)
+	if durations := slices.Sorted(slices.Values(outcome.Restores)); len(durations) > 0 {
+		run.Machine.RestoreMS = durations[len(durations)/2].Milliseconds()
+	}
+
+	decoder := splat.NewDecoder(p.Kernel.Vmlinux)
+	defer decoder.Close()
+	for i := range outcome.Splats {
+		found := &outcome.Splats[i]
+		// A vmlinux without line tables, such as an image: kernel's, leaves
+		// the functions.
+		_ = decoder.Decode(found)
+		run.Splats = append(run.Splats, found.Verdict(p.blame))
+	}
+}
+
+// blame names the patch that last touched a line.
+func (p *Prepared) blame(file string, line int) (string, bool) {
+	if p.Tree == nil {
+		return "", false
+	}
+	patch, ok := p.Tree.Blame(file, line)
+	if !ok {
+		return "", false
+	}
+	return p.Tree.Applied[patch].Subject, true
+}
+
+// KernelID is the id under which the kernel of a run is cached, without building
+// it.
+func (v *Vetter) KernelID(ctx context.Context, options Options) (string, error) {
+	config, err := kconfig.Load(options.Config)
+	if err != nil {
+		return "", err
+	}
+	run := &verdict.Run{}
+	from, err := v.source(ctx, options, run)
+	if err != nil {
+		return "", err
+	}
+	if from.Image != "" {
+		return from.ID, nil
+	}
+	patched, err := v.apply(ctx, options, run, from)
+	if err != nil {
+		return "", err
+	}
+	return kbuild.ID(ctx, patched, config, kbuild.Options{Cache: v.Cache})
+}
