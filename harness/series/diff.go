@@ -4,6 +4,7 @@ package series
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -47,18 +48,30 @@ func splitPatch(text []byte) (message string, diff []byte, err error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		name := ""
 		if len(files) > 0 {
-			name = " after " + files[len(files)-1].NewName
+			last := files[len(files)-1]
+			name = " after " + cmp.Or(last.NewName, last.OldName)
 		}
-		return message, nil, fmt.Errorf("the diff is damaged or cut off%s: %w", name, err)
+		return message, nil, fmt.Errorf("the diff is damaged or cut off%s: %s", name, strings.TrimPrefix(err.Error(), "gitdiff: "))
 	}
 	if len(files) == 0 {
 		return message, nil, errNoDiff
 	}
+	diff = render(files)
+	// A header that contradicts itself ("--- a/x", "+++ b/y" without a rename)
+	// has no form that would read the same again, and git refuses it too.
+	again, _, err := gitdiff.Parse(bytes.NewReader(diff))
+	if (err != nil && !errors.Is(err, io.EOF)) || !bytes.Equal(render(again), diff) {
+		return message, nil, errors.New("the diff is damaged: the header of a file contradicts itself")
+	}
+	return message, diff, nil
+}
+
+func render(files []*gitdiff.File) []byte {
 	var out bytes.Buffer
 	for _, file := range files {
 		out.WriteString(file.String())
 	}
-	return message, out.Bytes(), nil
+	return out.Bytes()
 }
 
 // unixLines undoes what a mail transport does to line ends: when every line

@@ -138,7 +138,8 @@ func readPatchFile(data []byte) *mail {
 		text = []byte(rest)
 	}
 	if headerLine.Match(text) {
-		if m := readMail(text); m.damage == nil && (len(m.diff) > 0 || m.subject.isCover()) {
+		// "net: fix it" looks like a header as well, but no mail lacks a subject.
+		if m := readMail(text); m.damage == nil && m.subject.full != "" && (len(m.diff) > 0 || m.subject.isCover()) {
 			m.raw = data
 			return m
 		}

@@ -82,6 +82,15 @@ func splitMailbox(data []byte) [][]byte {
 	}
 	if isMailbox {
 		for i, text := range mails {
+			// The empty line before the next envelope is not the mail's. Left
+			// where it is, it would pass for a context line of a hunk whose last
+			// one was cut off.
+			for _, end := range []string{"\r\n", "\n"} {
+				if shorter, ok := bytes.CutSuffix(text, []byte(end+end)); ok {
+					text = append(shorter[:len(shorter):len(shorter)], end...)
+					break
+				}
+			}
 			mails[i] = quotedFrom.ReplaceAll(text, []byte("$1"))
 		}
 	}
@@ -94,7 +103,7 @@ func readMailbox(data []byte) ([]*mail, error) {
 	if bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
 		reader, err := gzip.NewReader(bytes.NewReader(data))
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("gzip: %w", err)
 		}
 		if data, err = io.ReadAll(io.LimitReader(reader, maxMail)); err != nil {
 			return nil, fmt.Errorf("gzip: %w", err)
@@ -114,7 +123,8 @@ func readMail(raw []byte) *mail {
 	entity, err := message.Read(bytes.NewReader(unixLines(raw)))
 	// An unknown character set is of no concern: a diff is bytes.
 	if err != nil && !message.IsUnknownCharset(err) && !message.IsUnknownEncoding(err) {
-		m.damage = fmt.Errorf("is no mail: %w", err)
+		// The words of the error quote the text, which may be anything.
+		m.damage = errors.New("it does not begin with the header of a mail")
 		return m
 	}
 	m.subject = parseSubject(decodeHeader(entity.Header.Get("Subject")))
