@@ -36,8 +36,10 @@ var errShutdown = errors.New("the host asked for shutdown")
 type Agent struct {
 	system  system
 	network *network.Network
-	host    *link.Conn
-	reaper  *reaper
+	// lay lays the network, once.
+	lay    func() error
+	host   *link.Conn
+	reaper *reaper
 
 	// killPatience is the constant of that name, but for tests.
 	killPatience time.Duration
@@ -103,10 +105,16 @@ func forward(conn *link.Conn, to chan<- received, stop <-chan struct{}) {
 	}
 }
 
-// sayHello starts the first worker, so that a snapshot taken at Hello holds it,
-// and passes its Hello on.
+// sayHello lays the network while the first worker starts, and passes the
+// worker's Hello on. A snapshot taken at Hello so holds a worker.
 func (a *Agent) sayHello() error {
-	hello, err := a.startWorker()
+	if err := a.launch(); err != nil {
+		return err
+	}
+	if err := a.lay(); err != nil {
+		return fmt.Errorf("lay the network: %w", err)
+	}
+	hello, err := a.greet()
 	if err != nil {
 		return err
 	}
@@ -217,7 +225,10 @@ func (a *Agent) requireWorker() error {
 			return nil
 		}
 	}
-	_, err := a.startWorker()
+	if err := a.launch(); err != nil {
+		return err
+	}
+	_, err := a.greet()
 	return err
 }
 

@@ -106,20 +106,21 @@ func initialise(s system) error {
 		return err
 	}
 	host := link.NewConn(port)
-	laid, err := network.Setup()
+	namespaces, err := network.New()
 	if err != nil {
-		// The host hears it here, as Serve is not reached.
+		// The host hears it here, as there is no agent yet.
 		_ = host.Send(link.KindFatal, link.Fatal{Error: err.Error()})
 		return err
 	}
-	a := newAgent(s, laid, host)
+	a := newAgent(s, namespaces, host)
+	a.lay = namespaces.Lay
 	go a.reaper.run()
 	return a.serve()
 }
 
-func newAgent(s system, laid *network.Network, host *link.Conn) *Agent {
+func newAgent(s system, namespaces *network.Network, host *link.Conn) *Agent {
 	return &Agent{
-		system: s, network: laid, host: host, reaper: newReaper(s),
+		system: s, network: namespaces, lay: func() error { return nil }, host: host, reaper: newReaper(s),
 		killPatience: killPatience,
 		fromHost:     make(chan received), calls: make(map[uint64]pendingCall),
 	}

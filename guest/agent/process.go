@@ -41,13 +41,10 @@ type workerProcess struct {
 	stop chan struct{}
 }
 
-// startWorker starts a worker, waits until it is ready and returns its Hello.
-func (a *Agent) startWorker() (json.RawMessage, error) {
-	w, err := a.launch()
-	if err != nil {
-		return nil, fmt.Errorf("start a worker: %w", err)
-	}
-	a.worker = w
+// greet tells a fresh worker about the network, waits until it is ready and
+// returns its Hello.
+func (a *Agent) greet() (json.RawMessage, error) {
+	w := a.worker
 	failed := func(why string) error {
 		end, err := a.bury("", a.killPatience, why)
 		if err != nil {
@@ -73,8 +70,17 @@ func (a *Agent) startWorker() (json.RawMessage, error) {
 	}
 }
 
-// launch starts the process and the goroutines that read from it.
-func (a *Agent) launch() (*workerProcess, error) {
+// launch starts a worker and the goroutines that read from it.
+func (a *Agent) launch() error {
+	w, err := a.start()
+	if err != nil {
+		return fmt.Errorf("start a worker: %w", err)
+	}
+	a.worker = w
+	return nil
+}
+
+func (a *Agent) start() (*workerProcess, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socketpair: %w", err)

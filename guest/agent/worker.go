@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -49,6 +50,12 @@ func Worker() error {
 		unix.CloseOnExec(fd)
 	}
 	conn := link.NewConn(descriptor(workerLink))
+	w := &worker{conn: conn, waiting: make(map[uint64]chan link.Reply), instances: make(map[string]cases.Instance)}
+	// Before the setup comes: PID 1 is laying the network meanwhile.
+	hello, err := w.hello()
+	if err != nil {
+		return err
+	}
 	message, err := conn.Receive()
 	if err != nil {
 		return fmt.Errorf("wait for setup: %w", err)
@@ -60,7 +67,6 @@ func Worker() error {
 	if err != nil {
 		return err
 	}
-	w := &worker{conn: conn, waiting: make(map[uint64]chan link.Reply), instances: make(map[string]cases.Instance)}
 	w.environment = &cases.Environment{
 		Network: &network.Network{
 			Sender:   network.FromFD(workerSender),
@@ -69,10 +75,7 @@ func Worker() error {
 		},
 		Host: w,
 	}
-	hello, err := w.hello()
-	if err != nil {
-		return err
-	}
+	hello.Features = w.environment.Features()
 	// Reading the release has opened the descriptors of Go's poller, so those
 	// that come later belong to cases.
 	if w.firstFree, err = firstFreeDescriptor(); err != nil {
@@ -99,16 +102,14 @@ type worker struct {
 	waiting map[uint64]chan link.Reply
 }
 
+// hello returns the worker's Hello without the features, which depend on the
+// network.
 func (w *worker) hello() (link.Hello, error) {
 	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err != nil {
 		return link.Hello{}, err
 	}
-	hello := link.Hello{
-		Version:  link.Version,
-		Release:  string(release[:len(release)-1]),
-		Features: w.environment.Features(),
-	}
+	hello := link.Hello{Version: link.Version, Release: strings.TrimSpace(string(release))}
 	for _, instance := range cases.Instances() {
 		described := instance.Describe()
 		w.instances[described.ID] = instance

@@ -60,6 +60,26 @@ func TestResumedLinkTakesTheFirstNumberAndThenCounts(t *testing.T) {
 	}
 }
 
+func TestReceivedBodiesPassOnUnchanged(t *testing.T) {
+	for _, body := range []any{nil, link.Log{ID: "x", Line: "<\"\u2028>"}, []int{1}} {
+		var first, second bytes.Buffer
+		if err := link.NewConn(&first).Send(link.KindLog, body); err != nil {
+			t.Fatal(err)
+		}
+		original := bytes.Clone(first.Bytes())
+		message, err := link.NewConn(&first).Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := link.NewConn(&second).Send(message.Kind, message.Body); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(original, second.Bytes()) {
+			t.Errorf("%v: sent %q, passed on %q", body, original, second.Bytes())
+		}
+	}
+}
+
 func TestDamageIsNoticed(t *testing.T) {
 	frame := func(t *testing.T) []byte {
 		var stream bytes.Buffer

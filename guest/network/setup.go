@@ -46,10 +46,22 @@ var settings = []setting{
 	{"net/ipv4/ping_group_range", "0 0", "lets the agent open ping sockets, which must refuse SO_ZEROCOPY"},
 }
 
-// Setup lays every link between the namespace of the calling thread, which
-// becomes the sender's, and a new one for the receiver. A link that cannot be
-// laid is noted in Missing; an error means that nothing works.
+// Setup makes a network of the namespace of the calling thread, which becomes
+// the sender's, and a new one for the receiver, and lays it.
 func Setup() (*Network, error) {
+	n, err := New()
+	if err != nil {
+		return nil, err
+	}
+	if err := n.Lay(); err != nil {
+		n.Close()
+		return nil, err
+	}
+	return n, nil
+}
+
+// New makes a network of the same namespaces whose links are still to be laid.
+func New() (*Network, error) {
 	sender, err := Current()
 	if err != nil {
 		return nil, err
@@ -59,12 +71,7 @@ func Setup() (*Network, error) {
 		_ = sender.Close()
 		return nil, err
 	}
-	n := &Network{Sender: sender, Receiver: receiver, Missing: make(map[Link]string)}
-	if err := n.lay(); err != nil {
-		n.Close()
-		return nil, err
-	}
-	return n, nil
+	return &Network{Sender: sender, Receiver: receiver, Missing: make(map[Link]string)}, nil
 }
 
 // Close gives up the namespaces; the receiver's goes away with its last socket.
@@ -95,7 +102,9 @@ func newSide(namespace *Namespace) (*side, error) {
 	})
 }
 
-func (n *Network) lay() error {
+// Lay lays every link. One that cannot be laid is noted in Missing; an error
+// means that nothing works.
+func (n *Network) Lay() error {
 	sender, err := newSide(n.Sender)
 	if err != nil {
 		return fmt.Errorf("sender's namespace: %w", err)
