@@ -114,6 +114,7 @@ func (m *monitor) runWithFile(ctx context.Context, file *os.File, command string
 	replies := make(chan reply, 1)
 	go func() {
 		body, err := m.socket.RunWithFile(encoded, file)
+		body = bytes.Clone(body)
 		m.relay.consumed()
 		replies <- reply{body, err}
 	}()

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package machine
+
+import (
+	"bytes"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// oneByOne returns a byte per read, as a slow guest does.
+type oneByOne struct {
+	io.Reader
+	io.Writer
+}
+
+func (o oneByOne) Read(p []byte) (int, error) { return o.Reader.Read(p[:1]) }
+
+func TestConsoleLines(t *testing.T) {
+	long := strings.Repeat("a", longestLine)
+	for _, test := range []struct {
+		name, input string
+		want        []string
+	}{
+		{"lines", "one\r\ntwo\n", []string{"one", "two"}},
+		{"empty lines stay", "\n\nx\n", []string{"", "", "x"}},
+		{"last line without an end", "one\nlogin: ", []string{"one", "login: "}},
+		{"carriage return inside", "10%\r20%\n", []string{"10%\r20%"}},
+		{"line that never ends", long + "b\n", []string{long, "b"}},
+		{"nothing", "", nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var raw, log bytes.Buffer
+			stream := oneByOne{strings.NewReader(test.input), io.Discard}
+			c := newConsole(stream, time.Now(), &raw, &log)
+			c.wait()
+			var got []string
+			for _, line := range c.Tail(0) {
+				got = append(got, line.Text)
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Error(diff)
+			}
+			if raw.String() != test.input {
+				t.Errorf("raw %q, want %q", raw.String(), test.input)
+			}
+			if lines := strings.Count(log.String(), "\n"); lines != len(test.want) {
+				t.Errorf("%d lines in the log, want %d", lines, len(test.want))
+			}
+		})
+	}
+}
+
+func TestSubscriptionMissesNothing(t *testing.T) {
+	reader, writer := io.Pipe()
+	c := newConsole(oneByOne{reader, io.Discard}, time.Now(), nil, nil)
+	printed := make(chan struct{})
+	go func() {
+		defer close(printed)
+		for range 200 {
+			_, _ = writer.Write([]byte("line\n"))
+		}
+		_ = writer.Close()
+	}()
+	for len(c.Tail(0)) < 20 {
+		time.Sleep(time.Millisecond)
+	}
+	later := 0
+	before, stop := c.Subscribe(func(Line) { later++ })
+	<-printed
+	c.wait()
+	stop()
+	if len(before)+later != 200 {
+		t.Errorf("%d lines before and %d after make not 200", len(before), later)
+	}
+}
