@@ -57,14 +57,14 @@ var messages = []struct {
 	{pattern: regexp.MustCompile("^(?:\\S*ld(?:\\.\\w+)?: )?(?P<file>[^\\s:]+?)(?::(?P<line>\\d+))?:(?:\\([^)]*\\):)? (?P<text>multiple definition of [`'](?P<symbol>[^`']+)').*")},
 	{pattern: regexp.MustCompile(`^ld\.lld: error: (?P<text>undefined symbol: (?P<symbol>\S+))`)},
 	{pattern: regexp.MustCompile(`^ERROR: modpost: (?P<text>"(?P<symbol>[^"]+)" \[[^\]]*\] undefined!)`), prefix: "modpost: "},
-	{pattern: regexp.MustCompile(`^ERROR: modpost: (?P<text>.*)`), prefix: "modpost: "},
+	{pattern: regexp.MustCompile(`^ERROR: modpost: (?P<text>\S.*)`), prefix: "modpost: "},
 	// Kconfig's parser: file:line: message, without the word error as a rule.
 	{pattern: regexp.MustCompile(`^(?P<file>[^\s:]*Kconfig[^\s:]*):(?P<line>\d+):\s*(?P<text>.*(?:error|unknown|invalid|unexpected|can't open|missing|recursive|unterminated|not supported).*)`)},
 	{pattern: regexp.MustCompile(`^(?P<file>[^\s:]+\.o): (?:error|warning): objtool: (?P<text>.*)`), prefix: "objtool: "},
 	// make itself: its files, and files it does not find.
 	{pattern: regexp.MustCompile(`^(?P<file>[^\s:]+):(?P<line>\d+): \*\*\* (?P<text>.*?)\.?\s+Stop\.$`)},
 	{pattern: regexp.MustCompile(`^make\S*: \*\*\* (?P<text>No rule to make target .*?)\.?\s+Stop\.$`)},
-	{pattern: regexp.MustCompile(`^(?:error|Error|ERROR): (?P<text>.*)`)},
+	{pattern: regexp.MustCompile(`^(?:error|Error|ERROR): (?P<text>\S.*)`)},
 }
 
 // objtoolWarning tells apart what only warns: it fails no build.

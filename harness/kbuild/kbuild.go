@@ -284,8 +284,8 @@ func (b *builder) variables() []string {
 	source, build := b.workspace.source(), b.workspace.build()
 	// Line tables, and no more: enough for file:line in a splat, at 4 % of the
 	// compile time. File names are given from the root of the tree, so that the
-	// place of the cache shows in no object.
-	debug := fmt.Sprintf("-g1 -fdebug-prefix-map=../= -fdebug-prefix-map=%s=. -fdebug-prefix-map=%s/=", build, source)
+	// place of the cache shows in no object. The last option that matches wins.
+	debug := fmt.Sprintf("-g1 -fdebug-prefix-map=../= -fdebug-prefix-map=%s/= -fdebug-prefix-map=%s=.", source, build)
 	variables := []string{
 		"O=build",
 		"ARCH=x86_64",
