@@ -142,7 +142,7 @@ func (t *Tree) examine(pristine *os.Root) error {
 			finding := verdict.Finding{
 				Kind: KindCollision, Level: verdict.Must, File: name, Line: c.added.line,
 				Title: fmt.Sprintf("%s and %s are both %s in %s", c.added.name, c.taken.name, c.added.text, name),
-				Detail: fmt.Sprintf("%s:%d defines %s as %s, which %s has since line %d: the kernel cannot tell one from the other.",
+				Detail: fmt.Sprintf("%s:%d defines %s as %s, which is %s at line %d: the kernel cannot tell one from the other.",
 					name, c.added.line, c.added.name, c.added.text, c.taken.name, c.taken.line),
 			}
 			if patch, ok := t.Blame(name, c.added.line); ok {

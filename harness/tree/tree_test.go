@@ -462,3 +462,35 @@ func TestFirstRevisionsFlagIsTakenSince612(t *testing.T) {
 		t.Errorf("findings %+v", got.Findings)
 	}
 }
+
+// TestHeaderHunkOf2024 is the trap that the published revisions fall into on
+// 6.12: the number they took was free when they were written. Git refuses the
+// hunk, GNU patch places it beside the constant that has the number now.
+func TestHeaderHunkOf2024(t *testing.T) {
+	const generic = "include/uapi/asm-generic/socket.h"
+	from := with(base(), replace(generic, "#define SO_DEVMEM_LINEAR	78\n#define SCM_DEVMEM_LINEAR	SO_DEVMEM_LINEAR\n\n", ""))
+	to := with(from, replace(generic, "#define SO_PEERPIDFD		77\n\n", "#define SO_PEERPIDFD		77\n\n#define SCM_ZC_NOTIFICATION	78\n\n"))
+	hunk := diff(t, from, to)
+	k := kernel(t, base())
+
+	got := apply(t, k, patches(hunk), tree.Options{})
+	if !got.Applied[0].Fuzz || got.Constant != 78 {
+		t.Errorf("fuzz %v, constant %d\n%s", got.Applied[0].Fuzz, got.Constant, got.Applied[0].Output)
+	}
+	var kinds []string
+	for _, finding := range got.Findings {
+		kinds = append(kinds, finding.Kind+" "+string(finding.Level))
+		if finding.File != generic || finding.Patch != "net: change 1" || finding.Line == 0 {
+			t.Errorf("finding %+v", finding)
+		}
+	}
+	if d := cmp.Diff([]string{"fuzz SHOULD", "uapi-collision MUST"}, kinds); d != "" {
+		t.Error(d)
+	}
+	if report := got.Verdict(); len(report.Findings) != 2 || !report.Patches[0].Fuzz || report.Constant != 78 {
+		t.Errorf("verdict %+v", report)
+	}
+	if _, err := tree.Apply(t.Context(), k, patches(hunk), tree.Options{NoFuzz: true}); fault.Of(err) != fault.Apply {
+		t.Errorf("with NoFuzz: %v", err)
+	}
+}
