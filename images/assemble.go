@@ -94,6 +94,9 @@ func interactive(ctx context.Context, root string) ([]uimage.Modifier, error) {
 			golang.WithWorkingDir(absolute),
 			// go.mod is read, never written.
 			golang.WithMod(golang.ModReadonly),
+			// The other line editor of gosh asks the terminal for its colours
+			// and waits; a serial console that is a pipe never answers.
+			golang.WithBuildTag("goshliner"),
 		)),
 		uimage.WithBusyboxCommands(commands...),
 		uimage.WithBusyboxBuildOpts(&golang.BuildOpts{

@@ -29,7 +29,7 @@ import (
 
 // layout is raised whenever the same programs have to give other bytes, so that
 // no image of an older builder is taken from the cache.
-const layout = 1
+const layout = 2
 
 // Options say what to build.
 type Options struct {

@@ -78,3 +78,26 @@ func TestSubscriptionMissesNothing(t *testing.T) {
 		t.Errorf("%d lines before and %d after make not 200", len(before), later)
 	}
 }
+
+func FuzzConsole(f *testing.F) {
+	f.Add([]byte("one\r\ntwo\n\nthree"))
+	f.Add([]byte("\x1b[6n\r\r\n\xff\x00"))
+	f.Fuzz(func(t *testing.T, input []byte) {
+		var raw bytes.Buffer
+		c := newConsole(oneByOne{bytes.NewReader(input), io.Discard}, time.Now(), &raw, nil)
+		c.wait()
+		if !bytes.Equal(raw.Bytes(), input) {
+			t.Errorf("raw %q, want %q", raw.Bytes(), input)
+		}
+		kept := 0
+		for _, line := range c.Tail(0) {
+			if strings.Contains(line.Text, "\n") || len(line.Text) > longestLine {
+				t.Errorf("no line: %q", line.Text)
+			}
+			kept += len(line.Text)
+		}
+		if lost := len(input) - kept - bytes.Count(input, []byte("\n")) - bytes.Count(input, []byte("\r")); lost > 0 {
+			t.Errorf("%d bytes of %q are in no line", lost, input)
+		}
+	})
+}
