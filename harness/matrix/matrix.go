@@ -56,7 +56,7 @@ func Plan(kernels []string, series string, patches fs.FS) (Matrix, error) {
 		cell := Cell{Kernel: kernel, Series: series}
 		if series == Reference {
 			cell.Series = None
-			if port, ok := port(kernel, patches); ok {
+			if port, ok := Port(kernel, patches); ok {
 				cell.Series = "patches/" + port
 			}
 		}
@@ -73,9 +73,9 @@ func Plan(kernels []string, series string, patches fs.FS) (Matrix, error) {
 // branch is the part of a kernel version that names its stable branch.
 var branch = regexp.MustCompile(`^\d+\.\d+`)
 
-// port finds the directory of the reference series for a kernel: exactly that
+// Port finds the directory of the reference series for a kernel: exactly that
 // version's, else that of its stable branch.
-func port(kernel string, patches fs.FS) (string, bool) {
+func Port(kernel string, patches fs.FS) (string, bool) {
 	for _, name := range []string{kernel, branch.FindString(kernel)} {
 		if !branch.MatchString(name) || !fs.ValidPath(name) || strings.Contains(name, "/") {
 			continue

@@ -15,9 +15,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/harness/cache"
@@ -72,21 +71,23 @@ type Vetter struct {
 
 // Run vets a series. The verdict is complete even if the error is not nil: the
 // error is then the reason the run ended early, and run.Exit says the same. A run
-// whose cases failed is no error.
+// whose cases failed is no error. The verdict is nil if the options make no sense
+// or there is no place for results.
 func (v *Vetter) Run(ctx context.Context, options Options, command string) (run *verdict.Run, err error) {
-	started := time.Now()
-	run = &verdict.Run{Command: command, Started: started.UTC().Format(time.RFC3339), Seed: options.Seed}
-	run.Series.Spec = options.Series
 	wanted, err := suite.Select(options.Suite)
 	if err != nil {
-		run.Decide(options.Policy, err)
-		return run, err
+		return nil, err
 	}
+	if _, err := configuration(options); err != nil {
+		return nil, err
+	}
+	started := time.Now()
 	directory, err := results.Create(options.Out, started, options.Kernel, filepath.Base(options.Series))
 	if err != nil {
-		run.Decide(options.Policy, err)
-		return run, err
+		return nil, err
 	}
+	run = &verdict.Run{Command: command, Started: started.UTC().Format(time.RFC3339), Seed: options.Seed}
+	run.Series.Spec = options.Series
 	defer func() {
 		run.Seconds = time.Since(started).Seconds()
 		if interrupted := ctx.Err(); interrupted != nil {
@@ -139,6 +140,14 @@ func (v *Vetter) vet(ctx context.Context, options Options, wanted func(link.Inst
 	return nil
 }
 
+func configuration(options Options) (*kconfig.Set, error) {
+	set, err := kconfig.Load(options.Config)
+	if err != nil {
+		return nil, fault.New(fault.Usage, "%w", err)
+	}
+	return set, nil
+}
+
 func restores(outcome *suite.Result) string {
 	if len(outcome.Restores) == 0 {
 		return ""
@@ -179,25 +188,34 @@ func (v *Vetter) prepare(ctx context.Context, options Options, run *verdict.Run,
 	if p.allowed, err = splat.DefaultAllowed(); err != nil {
 		return nil, err
 	}
-	// The image does not depend on the kernel, so it is built beside it.
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.Go(func() (err error) {
-		p.Image, err = images.Build(groupCtx, image)
-		return err
-	})
-	buildErr := v.kernel(groupCtx, options, run, p)
-	imageErr := group.Wait()
-	if buildErr != nil {
-		return nil, buildErr
-	}
-	if imageErr != nil {
-		return nil, imageErr
+	if err := v.kernelAndImage(ctx, options, run, image, p); err != nil {
+		return nil, err
 	}
 	return p, v.accelerator(ctx, options, run, p)
 }
 
+// kernelAndImage builds both side by side, as neither depends on the other. The
+// first that fails stops the other, and its error is returned.
+func (v *Vetter) kernelAndImage(ctx context.Context, options Options, run *verdict.Run, image images.Options, p *Prepared) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var other sync.WaitGroup
+	other.Go(func() {
+		built, err := images.Build(ctx, image)
+		if err != nil {
+			stop(err)
+		}
+		p.Image = built
+	})
+	if err := v.kernel(ctx, options, run, p); err != nil {
+		stop(err)
+	}
+	other.Wait()
+	return context.Cause(ctx)
+}
+
 func (v *Vetter) kernel(ctx context.Context, options Options, run *verdict.Run, p *Prepared) error {
-	config, err := kconfig.Load(options.Config)
+	config, err := configuration(options)
 	if err != nil {
 		return err
 	}
@@ -407,7 +425,7 @@ func (p *Prepared) blame(file string, line int) (string, bool) {
 // KernelID is the id under which the kernel of a run is cached, without building
 // it.
 func (v *Vetter) KernelID(ctx context.Context, options Options) (string, error) {
-	config, err := kconfig.Load(options.Config)
+	config, err := configuration(options)
 	if err != nil {
 		return "", err
 	}

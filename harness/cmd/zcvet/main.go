@@ -8,6 +8,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"github.com/zcvet/zcvet/harness/cache"
 	"github.com/zcvet/zcvet/harness/checkout"
 	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/janitor"
 	"github.com/zcvet/zcvet/harness/terminal"
 	"github.com/zcvet/zcvet/harness/vet"
 )
@@ -35,6 +37,9 @@ func main() {
 type app struct {
 	cacheDir       string
 	quiet, verbose bool
+	stopJanitor    func()
+	// running is true once the command line was accepted.
+	running bool
 }
 
 // verdictError carries the class of a finished run to the exit code. It has been
@@ -47,12 +52,21 @@ func execute(ctx context.Context, arguments []string) int {
 	a := &app{}
 	root := a.root()
 	root.SetArgs(arguments)
+	defer func() {
+		if a.stopJanitor != nil {
+			a.stopJanitor()
+		}
+	}()
 	err := root.ExecuteContext(ctx)
 	if reached, ok := errors.AsType[verdictError](err); ok {
 		return reached.class.ExitCode()
 	}
+	if err != nil && !a.running {
+		// Cobra's own complaints have no class.
+		err = fault.New(fault.Usage, "%w", err)
+	}
 	if err != nil {
-		a.ui().Error(err)
+		a.uiOn(os.Stderr).Error(err)
 	}
 	return fault.Of(err).ExitCode()
 }
@@ -75,34 +89,48 @@ hung or splatted, 7 infrastructure.`,
 		},
 	}
 	root.SetFlagErrorFunc(func(command *cobra.Command, err error) error {
-		return fault.New(fault.Usage, "%w", err).WithAdvice("%s --help lists the flags", command.CommandPath())
+		return fmt.Errorf("%w (%s --help lists the flags)", err, command.CommandPath())
 	})
 	root.PersistentFlags().StringVar(&a.cacheDir, "cache", "", "directory of the cache (default $ZCVET_CACHE, or zcvet in the user's cache directory)")
 	root.PersistentFlags().BoolVarP(&a.quiet, "quiet", "q", false, "only warnings, failures and the verdict")
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "every case, and what the tools print")
 	root.MarkFlagsMutuallyExclusive("quiet", "verbose")
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(a.runCommand(), a.shellCommand(), a.doctorCommand(), a.cacheCommand(), a.matrixCommand())
+	root.AddCommand(a.runCommand(), a.shellCommand(), a.doctorCommand(), a.cacheCommand(), a.matrixCommand(), a.janitorCommand())
+	a.noteRunning(root)
 	return root
+}
+
+// noteRunning has every command note that its flags and arguments were accepted.
+func (a *app) noteRunning(command *cobra.Command) {
+	if run := command.RunE; run != nil {
+		command.RunE = func(command *cobra.Command, arguments []string) error {
+			a.running = true
+			return run(command, arguments)
+		}
+	}
+	for _, sub := range command.Commands() {
+		a.noteRunning(sub)
+	}
 }
 
 func noArguments(command *cobra.Command, arguments []string) error {
 	if len(arguments) > 0 {
-		return fault.New(fault.Usage, "%s does not take %q", command.CommandPath(), arguments[0]).
-			WithAdvice("%s --help shows what there is", command.CommandPath())
+		return fmt.Errorf("%s does not take %q (%s --help shows what there is)", command.CommandPath(), arguments[0], command.CommandPath())
 	}
 	return nil
 }
 
-func (a *app) ui() *terminal.UI {
-	options := terminal.Detect(os.Stdout)
+func (a *app) uiOn(screen *os.File) *terminal.UI {
+	options := terminal.Detect(screen)
 	options.Quiet, options.Verbose = a.quiet, a.verbose
-	return terminal.New(os.Stdout, options)
+	return terminal.New(screen, options)
 }
 
 func (a *app) openCache() (*cache.Dir, error) { return cache.Open(a.cacheDir) }
 
-func (a *app) vetter() (*vet.Vetter, error) {
+// vetter returns what the commands that need a kernel share; it talks to screen.
+func (a *app) vetter(screen *os.File) (*vet.Vetter, error) {
 	root, err := checkout.Find()
 	if err != nil {
 		return nil, err
@@ -111,7 +139,10 @@ func (a *app) vetter() (*vet.Vetter, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &vet.Vetter{Cache: cacheDir, UI: a.ui(), Root: root}
+	if a.stopJanitor, err = janitor.Start(cacheDir.Root()); err != nil {
+		return nil, err
+	}
+	v := &vet.Vetter{Cache: cacheDir, UI: a.uiOn(screen), Root: root}
 	if a.verbose {
 		v.Log = os.Stderr
 	}

@@ -69,11 +69,14 @@ func (a *app) runCommand() *cobra.Command {
 }
 
 func (a *app) run(command *cobra.Command, options vet.Options) error {
-	v, err := a.vetter()
+	v, err := a.vetter(os.Stdout)
 	if err != nil {
 		return err
 	}
 	run, err := v.Run(command.Context(), options, repeat(options))
+	if run == nil {
+		return err
+	}
 	if err != nil {
 		v.UI.Error(err)
 	}
@@ -143,10 +146,10 @@ func described(i cases.Instance) link.Instance {
 	}
 }
 
-// printKernelID prints nothing but the id, for scripts that cache by it.
+// printKernelID prints nothing but the id on standard output, for scripts that
+// cache by it.
 func (a *app) printKernelID(command *cobra.Command, options vet.Options) error {
-	a.quiet, a.verbose = true, false
-	v, err := a.vetter()
+	v, err := a.vetter(os.Stderr)
 	if err != nil {
 		return err
 	}

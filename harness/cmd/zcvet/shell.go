@@ -33,7 +33,7 @@ the links of the cases. "exit" powers the machine off; Ctrl-] ends it at once.`,
 }
 
 func (a *app) shell(ctx context.Context, options vet.Options) error {
-	v, err := a.vetter()
+	v, err := a.vetter(os.Stdout)
 	if err != nil {
 		return err
 	}

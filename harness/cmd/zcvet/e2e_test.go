@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/zcvet/zcvet/harness/checkout"
+	"github.com/zcvet/zcvet/harness/series/loretest"
+	"github.com/zcvet/zcvet/harness/verdict"
+)
+
+// The tests in this file run the command as its users do, with real sources, real
+// kernels and real machines, as a process of its own (TestMain provides it). They share the user's cache, so that a kernel is built
+// once on a machine; the first of them takes as long as a first run does.
+
+// outcome is what a run left behind.
+type outcome struct {
+	code   int
+	output string // everything a person sees
+	stdout string
+	dir    string
+	run    *verdict.Run // nil when the run left no verdict
+}
+
+// zcvet runs the command in an empty directory and returns how it ended.
+func zcvet(t *testing.T, arguments ...string) outcome {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs kernels and virtual machines, which -short leaves out")
+	}
+	command, dir := start(t, arguments...)
+	var output, stdout bytes.Buffer
+	command.Stdout, command.Stderr = io.MultiWriter(&stdout, &output), &output
+	err := command.Run()
+	if failed := (*exec.ExitError)(nil); err != nil && !errors.As(err, &failed) {
+		t.Fatal(err)
+	}
+	got := outcome{code: command.ProcessState.ExitCode(), output: output.String(), stdout: stdout.String(), dir: filepath.Join(dir, "results", "latest")}
+	if file, err := os.Open(filepath.Join(got.dir, "run.json")); err == nil {
+		defer file.Close()
+		if got.run, err = verdict.Read(file); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("zcvet %s: exit %d\n%s", strings.Join(arguments, " "), got.code, got.output)
+		}
+	})
+	return got
+}
+
+func start(t *testing.T, arguments ...string) (command *exec.Cmd, dir string) {
+	t.Helper()
+	root, err := checkout.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir = t.TempDir()
+	command = exec.CommandContext(t.Context(), "zcvet", arguments...)
+	command.Dir = dir
+	command.Env = append(os.Environ(), checkout.Variable+"="+root, "GITHUB_ACTIONS=")
+	return command, dir
+}
+
+func (o outcome) requireCode(t *testing.T, code int) {
+	t.Helper()
+	if o.code != code {
+		t.Fatalf("exit code %d, want %d", o.code, code)
+	}
+}
+
+// requireSaid checks what a person gets to read.
+func (o outcome) requireSaid(t *testing.T, phrases ...string) {
+	t.Helper()
+	for _, phrase := range phrases {
+		if !strings.Contains(o.output, phrase) {
+			t.Errorf("the output does not say %q", phrase)
+		}
+	}
+}
+
+func (o outcome) find(t *testing.T, id string) *verdict.Case {
+	t.Helper()
+	for i := range o.run.Cases {
+		if o.run.Cases[i].ID == id {
+			return &o.run.Cases[i]
+		}
+	}
+	t.Fatalf("case %s is not in run.json", id)
+	return nil
+}
+
+func testdata(name string) string { return filepath.Join("patches", "testdata", name) }
+
+// narrow is the only case that meets the condition of the broken series.
+const narrow = "counter/one-id-for-many-pieces/udp/ipv4/lo"
+
+func TestStockKernelPassesAndSkipsWhatItLacks(t *testing.T) {
+	got := zcvet(t, "run", "--kernel", "6.12", "--series", "none")
+	got.requireCode(t, 0)
+	for _, c := range got.run.Cases {
+		switch {
+		case c.Status == verdict.Pass:
+		case c.Status == verdict.Skip && c.Detail == "":
+			t.Errorf("%s is skipped without a reason", c.ID)
+		case c.Status != verdict.Skip:
+			t.Errorf("%s: %s: %s", c.ID, c.Status, c.Detail)
+		}
+		if strings.HasPrefix(c.Name, "scm/") && c.Status == verdict.Skip && !strings.Contains(c.Detail, "SCM_ZC_NOTIFICATION") {
+			t.Errorf("%s is skipped because %q", c.ID, c.Detail)
+		}
+	}
+	if got.run.Totals.Pass == 0 || got.run.Totals.Skip == 0 {
+		t.Errorf("totals %+v", got.run.Totals)
+	}
+	got.requireSaid(t, "PASS")
+	for _, name := range []string{"run.json", "results.ktap", "junit.xml", "report.md", "console.log", "kernel.config"} {
+		if info, err := os.Stat(filepath.Join(got.dir, name)); err != nil || info.Size() == 0 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestEveryRoadLeadsToTheSameKernel(t *testing.T) {
+	if testing.Short() {
+		t.Skip("needs kernel sources, which -short leaves out")
+	}
+	root, err := checkout.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mails, ids := loretest.Mails(t, filepath.Join(root, "patches", "6.12"))
+	t.Setenv("ZCVET_LORE", loretest.Serve(t, mails))
+	mailbox := filepath.Join(t.TempDir(), "series.mbox")
+	if err := os.WriteFile(mailbox, loretest.Mbox(mails), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	want := ""
+	for _, spec := range []string{"patches/6.12", "reference", "mbox:" + mailbox, ids[0]} {
+		got := zcvet(t, "run", "--kernel", "6.12", "--series", spec, "--kernel-id")
+		got.requireCode(t, 0)
+		if want == "" {
+			want = got.stdout
+		}
+		if got.stdout != want || len(strings.Fields(got.stdout)) != 1 {
+			t.Errorf("--series %s gives kernel id %q, the directory %q", spec, got.stdout, want)
+		}
+	}
+}
+
+func TestBrokenSeries(t *testing.T) {
+	for _, test := range []struct {
+		series string
+		code   int
+		say    []string
+		check  func(*testing.T, outcome)
+	}{
+		{
+			"does-not-apply", 3,
+			[]string{"udp: tidy udp_sendmsg", "net/ipv4/udp.c", "hunk", "error: patch failed"},
+			nil,
+		},
+		{
+			"compile-error", 4,
+			[]string{"net/core/sock.c:", "error:", "net: look at the error queue before parsing control messages"},
+			nil,
+		},
+		{"no-init", 5, []string{"Kernel panic", "init"}, nil},
+		{"panic-at-boot", 5, []string{"Kernel panic", "net:"}, nil},
+		{"null-dereference", 6, []string{"NULL pointer dereference", "udp_sendmsg", narrow}, func(t *testing.T, got outcome) {
+			crashed(t, got)
+			s := got.run.Splats[0]
+			if s.Kind != "oops" || s.Function != "udp_sendmsg" {
+				t.Errorf("splat %s in %s", s.Kind, s.Function)
+			}
+		}},
+		{"endless-loop", 6, []string{"udp_sendmsg", narrow}, func(t *testing.T, got outcome) {
+			crashed(t, got)
+			s := got.run.Splats[0]
+			if s.Kind != "hang" || !strings.Contains(s.Text, "udp_sendmsg") {
+				t.Errorf("splat %s, no backtrace of the loop:\n%s", s.Kind, s.Text)
+			}
+		}},
+		{"warning", 6, []string{"WARNING", "udp_sendmsg", narrow}, func(t *testing.T, got outcome) {
+			if c := got.find(t, narrow); c.Status != verdict.Fail {
+				t.Errorf("the case during which the kernel warned is %s", c.Status)
+			}
+			blamed(t, got)
+		}},
+	} {
+		t.Run(test.series, func(t *testing.T) {
+			got := zcvet(t, "run", "--kernel", "6.12", "--series", testdata(test.series), "--suite", "counter")
+			got.requireCode(t, test.code)
+			got.requireSaid(t, test.say...)
+			if got.run == nil || got.run.Exit.Code != test.code {
+				t.Fatalf("run.json does not say exit code %d", test.code)
+			}
+			if test.check != nil {
+				test.check(t, got)
+			}
+		})
+	}
+}
+
+// crashed checks that one case crashed, that the splat names the line and the
+// patch, and that every other case still got its turn.
+func crashed(t *testing.T, got outcome) {
+	t.Helper()
+	for _, c := range got.run.Cases {
+		switch {
+		case c.ID == narrow && c.Status != verdict.Crash:
+			t.Errorf("%s is %s, want crash", c.ID, c.Status)
+		case c.ID != narrow && c.Status != verdict.Pass:
+			t.Errorf("%s is %s: %s", c.ID, c.Status, c.Detail)
+		}
+	}
+	if got.run.Machine.Restores != 1 {
+		t.Errorf("%d restores, want 1", got.run.Machine.Restores)
+	}
+	blamed(t, got)
+}
+
+// blamed checks that the one splat is put down to the case and to the patch.
+func blamed(t *testing.T, got outcome) {
+	t.Helper()
+	if len(got.run.Splats) != 1 {
+		t.Fatalf("%d splats, want 1", len(got.run.Splats))
+	}
+	s := got.run.Splats[0]
+	if s.Case != narrow || s.File != "net/ipv4/udp.c" || s.Line == 0 || s.Patch != got.run.Series.Patches[0].Subject {
+		t.Errorf("splat of case %q at %s:%d by patch %q", s.Case, s.File, s.Line, s.Patch)
+	}
+}
+
+func TestFuzzIsLoudAndCanBeRefused(t *testing.T) {
+	got := zcvet(t, "run", "--kernel", "6.12", "--series", testdata("fuzzy"), "--suite", "option")
+	got.requireCode(t, 1)
+	got.requireSaid(t, "FUZZ", "uapi-collision", "SO_DEVMEM_LINEAR")
+	if !got.run.Series.Patches[0].Fuzz {
+		t.Error("run.json does not say that the patch needed fuzz")
+	}
+	refused := zcvet(t, "run", "--kernel", "6.12", "--series", testdata("fuzzy"), "--suite", "option", "--no-fuzz")
+	refused.requireCode(t, 3)
+	refused.requireSaid(t, "fuzz")
+}
+
+// TestKilledRunLeavesNothing kills the command with a signal it cannot handle, in
+// the middle of its cases.
+func TestKilledRunLeavesNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("needs kernels and virtual machines, which -short leaves out")
+	}
+	zcvet(t, "run", "--kernel", "6.12", "--series", "none", "--suite", "Z02") // so that nothing has to be built
+	command, dir := start(t, "run", "--kernel", "6.12", "--series", "none")
+	temporary := t.TempDir()
+	mark := "ZCVET_TEST_MARK=" + filepath.Base(temporary)
+	command.Env = append(command.Env, "TMPDIR="+temporary, mark)
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for !casesRun(filepath.Join(dir, "results", "latest", "console.log")) {
+		select {
+		case <-ctx.Done():
+			_ = command.Process.Kill()
+			t.Fatal("no case ever ran")
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	if len(descendants(t, mark)) < 2 {
+		t.Error("no QEMU runs: the test would prove nothing")
+	}
+	if err := command.Process.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = command.Wait()
+
+	var left []string
+	for range 50 { // five seconds, as promised
+		if left = append(descendants(t, mark), sockets(t, command.Process.Pid)...); len(left) == 0 {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if len(left) > 0 {
+		t.Errorf("left behind: %s", strings.Join(left, ", "))
+	}
+	files, err := os.ReadDir(temporary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		t.Errorf("left behind: temporary file %s", file.Name())
+	}
+}
+
+func casesRun(console string) bool {
+	text, err := os.ReadFile(console)
+	return err == nil && bytes.Count(text, []byte("zcvet: case ")) > 3
+}
+
+// descendants lists the processes that have mark in their environment.
+func descendants(t *testing.T, mark string) []string {
+	t.Helper()
+	environments, err := filepath.Glob("/proc/[0-9]*/environ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, path := range environments {
+		environment, err := os.ReadFile(path)
+		if err != nil || !bytes.Contains(environment, []byte(mark)) {
+			continue
+		}
+		name, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "comm"))
+		found = append(found, strings.TrimSpace(string(name)))
+	}
+	return found
+}
+
+// sockets lists the abstract sockets that a process made for its machines.
+func sockets(t *testing.T, pid int) []string {
+	t.Helper()
+	table, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for line := range strings.Lines(string(table)) {
+		if i := strings.Index(line, fmt.Sprintf("@zcvet-%d-", pid)); i >= 0 {
+			found = append(found, strings.TrimSpace(line[i:]))
+		}
+	}
+	return found
+}
