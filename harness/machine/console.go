@@ -75,7 +75,8 @@ func (c *Console) Write(p []byte) (int, error) { return c.stream.Write(p) }
 
 // Subscribe calls f for every further line, in order, from one goroutine that
 // is not the reader's: f may take its time, but has to return for the next line
-// to be delivered. The lines that came before are returned; none is missed in
+// to be delivered and for the machine to be done. It must not wait for the end of
+// the machine. The lines that came before are returned; none is missed in
 // between and none is seen twice. Call stop to end the subscription.
 func (c *Console) Subscribe(f func(Line)) (before []Line, stop func()) {
 	c.lock.Lock()

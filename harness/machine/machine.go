@@ -36,8 +36,9 @@ type Config struct {
 	Accelerator Accelerator
 	// Kernel is an uncompressed vmlinux with a PVH entry point.
 	Kernel string
-	// KernelConfig is the configuration that Kernel was built with. It may be
-	// empty; the machine then boots a tenth of a second slower under TCG.
+	// KernelConfig is the file with the configuration that Kernel was built
+	// with. It may be empty; the machine then boots a tenth of a second slower
+	// under TCG.
 	KernelConfig string
 	// Initramfs may be empty.
 	Initramfs string
@@ -50,8 +51,8 @@ type Config struct {
 	// Parameters are added to the kernel's command line and win over those the
 	// machine sets.
 	Parameters []string
-	// Verbose lets the kernel print everything, which costs about a third of
-	// the boot time.
+	// Verbose lets the kernel print everything, from its first line, for a
+	// kernel that does not boot.
 	Verbose bool
 	// ConsoleLog receives every console line, with the seconds since the start
 	// in front. ConsoleRaw receives the bytes as they come, for a terminal. Both
