@@ -21,7 +21,7 @@ func (v *Vetter) Shell(ctx context.Context, options Options, keys io.Reader, scr
 	if err != nil {
 		return err
 	}
-	config := prepared.machine(options)
+	config := prepared.Machine(options)
 	config.ConsoleRaw = screen
 	// A word the kernel does not know becomes an argument of init. It cannot
 	// come behind "--": QEMU appends the virtio-mmio devices there.

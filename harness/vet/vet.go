@@ -113,7 +113,7 @@ func (v *Vetter) vet(ctx context.Context, options Options, wanted func(link.Inst
 	patience := machine.NewPatience(prepared.Accelerator, options.Config != defaultConfig)
 	step := v.UI.Step("cases")
 	booter := &rig.Booter{
-		Machine: prepared.machine(options),
+		Machine: prepared.Machine(options),
 		Evidence: func(caseID, kind string) (io.WriteCloser, error) {
 			return directory.Evidence(caseID, kind)
 		},
@@ -168,7 +168,8 @@ type Prepared struct {
 	allowed []splat.Allowed
 }
 
-func (p *Prepared) machine(options Options) machine.Config {
+// Machine is the machine of a run, without its NICs.
+func (p *Prepared) Machine(options Options) machine.Config {
 	accelerator := p.Accelerator
 	if options.CPU != "" {
 		accelerator.CPU = options.CPU
@@ -377,7 +378,7 @@ func (v *Vetter) accelerator(ctx context.Context, options Options, run *verdict.
 		return err
 	}
 	run.Machine.Accel, run.Machine.AccelReason = p.Accelerator.Name, p.Accelerator.Reason
-	run.Machine.CPU = p.machine(options).Accelerator.CPU
+	run.Machine.CPU = p.Machine(options).Accelerator.CPU
 	step.Done("%s: %s", p.Accelerator.Name, p.Accelerator.Reason)
 	return nil
 }
