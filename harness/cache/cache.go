@@ -130,8 +130,10 @@ func (d *Dir) Lock(ctx context.Context, kind Kind, key string) (unlock func(), e
 	return d.lock(ctx, kind, key, true)
 }
 
-// Hold keeps the entry from being pruned or rebuilt until release is called. Any
-// number of holders share it. Hold first, then ask Has.
+// Hold keeps the entry from being pruned until release is called. Any number of
+// holders share it, and it does not get in the way of Lock: who waits for an entry
+// to be made must not wait for the maker to be done with using it. Hold first,
+// then look whether the entry is there.
 func (d *Dir) Hold(ctx context.Context, kind Kind, key string) (release func(), err error) {
 	return d.lock(ctx, kind, key, false)
 }
@@ -141,7 +143,10 @@ func (d *Dir) lock(ctx context.Context, kind Kind, key string, exclusive bool) (
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("lock %s %s: %w", kind, key, err)
 	}
-	path := d.lockPath(kind, key)
+	path := d.holdPath(kind, key)
+	if exclusive {
+		path = d.lockPath(kind, key)
+	}
 	lock := flock.New(path)
 	try, wait := lock.TryRLock, lock.TryRLockContext
 	if exclusive {
@@ -168,20 +173,30 @@ func (d *Dir) lock(ctx context.Context, kind Kind, key string, exclusive bool) (
 	return func() { _ = lock.Close() }, nil
 }
 
-// tryLock takes the entry's lock if it is free.
-func (d *Dir) tryLock(kind Kind, key string) (unlock func(), ok bool) {
-	lock := flock.New(d.lockPath(kind, key))
-	if taken, err := lock.TryLock(); err != nil || !taken {
-		_ = lock.Close()
-		return nil, false
+// tryClaim takes the entry if nobody makes it and nobody holds it.
+func (d *Dir) tryClaim(kind Kind, key string) (release func(), ok bool) {
+	making, holding := flock.New(d.lockPath(kind, key)), flock.New(d.holdPath(kind, key))
+	release = func() {
+		_ = holding.Close()
+		_ = making.Close()
 	}
-	return func() { _ = lock.Close() }, true
+	for _, lock := range []*flock.Flock{making, holding} {
+		if taken, err := lock.TryLock(); err != nil || !taken {
+			release()
+			return nil, false
+		}
+	}
+	return release, true
 }
 
 func (d *Dir) lockPath(kind Kind, key string) string {
 	// Lock files are never deleted: a process may wait on one that has just
 	// lost its name, and then two would hold "the" lock.
 	return filepath.Join(d.root, lockFolder, string(kind)+"-"+escape(key))
+}
+
+func (d *Dir) holdPath(kind Kind, key string) string {
+	return filepath.Join(d.root, lockFolder, "held-"+string(kind)+"-"+escape(key))
 }
 
 func owner(lockPath string) int {

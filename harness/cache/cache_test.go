@@ -310,14 +310,20 @@ func TestCancelledContextTakesNoLock(t *testing.T) {
 	}
 }
 
+// Neither another holder nor a maker waits for a holder.
 func TestHoldIsShared(t *testing.T) {
 	dir := open(t)
+	dir.Waiting = func(cache.Kind, string, int) { t.Error("waits") }
 	other(t, dir.Root(), "hold")
-	release, err := dir.Hold(t.Context(), cache.Kernels, "k")
-	if err != nil {
-		t.Fatal(err)
+	for _, take := range []func(context.Context, cache.Kind, string) (func(), error){dir.Hold, dir.Lock} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		release, err := take(ctx, cache.Kernels, "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		release()
 	}
-	release()
 }
 
 func TestTempDirSweep(t *testing.T) {
@@ -472,17 +478,19 @@ func TestHasCountsAsUse(t *testing.T) {
 	}
 }
 
-func TestPruneSparesWhatIsHeld(t *testing.T) {
-	dir := open(t)
-	add(t, dir, cache.Kernels, "k", 1, time.Hour)
-	process, _ := other(t, dir.Root(), "hold")
-	removed, err := dir.Prune(t.Context(), cache.Filter{})
-	if err != nil || len(removed) != 0 {
-		t.Errorf("pruned %v, %v", removed, err)
-	}
-	kill(t, process)
-	if removed, err = dir.Prune(t.Context(), cache.Filter{}); err != nil || len(removed) != 1 {
-		t.Errorf("pruned %v, %v", removed, err)
+func TestPruneSparesWhatIsInUse(t *testing.T) {
+	for _, role := range []string{"hold", "lock"} {
+		dir := open(t)
+		add(t, dir, cache.Kernels, "k", 1, time.Hour)
+		process, _ := other(t, dir.Root(), role)
+		removed, err := dir.Prune(t.Context(), cache.Filter{})
+		if err != nil || len(removed) != 0 {
+			t.Errorf("%s: pruned %v, %v", role, removed, err)
+		}
+		kill(t, process)
+		if removed, err = dir.Prune(t.Context(), cache.Filter{}); err != nil || len(removed) != 1 {
+			t.Errorf("%s, after the process's death: pruned %v, %v", role, removed, err)
+		}
 	}
 }
 

@@ -153,14 +153,14 @@ func (d *Dir) Prune(ctx context.Context, filter Filter) ([]Entry, error) {
 		if entry.Used.After(limit) || (filter.MaxSize > 0 && total <= filter.MaxSize) {
 			break
 		}
-		unlock, free := d.tryLock(entry.Kind, entry.Key)
+		release, free := d.tryClaim(entry.Kind, entry.Key)
 		if !free {
 			continue
 		}
 		if !filter.DryRun {
 			err = d.remove(entry.Path)
 		}
-		unlock()
+		release()
 		if err != nil {
 			return removed, err
 		}
