@@ -38,9 +38,11 @@ type session struct {
 	found      []splat.Splat
 	lastLine   time.Time
 	unreadable error
-	ended      string // the case whose end the console showed last
+	// ended holds the cases whose end the console has shown and the link has
+	// not: the guest does not wait for us, and is ahead on either of them.
+	ended map[string]bool
 
-	// marked has one element while ended is new.
+	// marked has one element while ended has a new one.
 	marked chan struct{}
 
 	kept    int // how many of found are in the result already
@@ -59,6 +61,7 @@ func newSession(r *runner) *session {
 		closed:     make(chan struct{}),
 		complained: make(chan struct{}, 1),
 		marked:     make(chan struct{}, 1),
+		ended:      make(map[string]bool),
 		scanner:    splat.NewScanner(splat.Options{Allowed: r.Allowed}),
 	}
 }
@@ -103,7 +106,7 @@ func (s *session) consoleLine(line string) {
 	s.collect(err)
 	if marked && !start {
 		s.lock.Lock()
-		s.ended = id
+		s.ended[id] = true
 		s.lock.Unlock()
 		signal(s.marked)
 	}
@@ -124,9 +127,10 @@ func (s *session) awaitMark(ctx context.Context, id string, patience time.Durati
 	defer limit.Stop()
 	for {
 		s.lock.Lock()
-		ended := s.ended
+		ended := s.ended[id]
+		delete(s.ended, id)
 		s.lock.Unlock()
-		if ended == id {
+		if ended {
 			return
 		}
 		select {

@@ -202,6 +202,28 @@ func TestTaintWithoutWordsFails(t *testing.T) {
 	}
 }
 
+// TestConsoleMayBeAhead holds that the marks are looked for by name: the guest goes
+// on with the next case while the host still reads about the last one.
+func TestConsoleMayBeAhead(t *testing.T) {
+	lab := &laboratory{instances: []string{"a", "b"}}
+	ahead := func(vm *fakeVM, conn *link.Conn, id string) {
+		if id == "a" {
+			for _, other := range lab.instances {
+				vm.console("[    4.000000] " + link.EndMark(other))
+			}
+		}
+		_ = conn.Send(link.KindCaseEnd, link.CaseEnd{ID: id, Status: "pass"})
+	}
+	lab.behaviour = map[string]behaviour{"a": ahead, "b": ahead}
+	var console bytes.Buffer
+	if _, err := run(t, lab, func(o *suite.Options) { o.Console = &console }); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(console.String(), "never showed") {
+		t.Errorf("a mark that had come was waited for: %s", console.String())
+	}
+}
+
 func TestHangGetsABacktrace(t *testing.T) {
 	lab := &laboratory{
 		instances: []string{"a", "b"},
