@@ -34,9 +34,9 @@ var machinery = regexp.MustCompile(`^(?:` +
 	`__x86_\w*thunk\w*|__sanitizer_\w+|ret_from_fork_asm` +
 	`)$`)
 
-// idle matches where a processor waits for work: in a backtrace of all
-// processors those are not the ones that hang.
-var idle = regexp.MustCompile(`^(?:default_idle\w*|native_safe_halt|pv_native_safe_halt|native_halt|acpi_\w*idle\w*|mwait_idle\w*|intel_idle\w*|cpuidle_\w+|arch_cpu_idle|poll_idle|cpu_idle_poll|do_idle|io_idle|__cpuidle_text_start)$`)
+// idle matches where a processor waits, for work or for another processor: in a
+// backtrace of all processors those are not the ones that hang.
+var idle = regexp.MustCompile(`^(?:smp_call_function_\w+|csd_lock_wait\w*|multi_cpu_stop|native_queued_spin_lock_slowpath|queued_\w+_slowpath|pv_\w+_slowpath|default_idle\w*|native_safe_halt|pv_native_safe_halt|native_halt|acpi_\w*idle\w*|mwait_idle\w*|intel_idle\w*|cpuidle_\w+|arch_cpu_idle|poll_idle|cpu_idle_poll|do_idle|io_idle|__cpuidle_text_start)$`)
 
 func isMachinery(function string) bool { return machinery.MatchString(baseName(function)) }
 

@@ -174,7 +174,9 @@ func (p *Prepared) Machine(options Options) machine.Config {
 	if options.CPU != "" {
 		accelerator.CPU = options.CPU
 	}
-	return machine.Config{Accelerator: accelerator, Kernel: p.Kernel.Boot, Initramfs: p.Image.Path}
+	return machine.Config{
+		Accelerator: accelerator, Kernel: p.Kernel.Boot, KernelConfig: p.Kernel.Config, Initramfs: p.Image.Path,
+	}
 }
 
 // Prepare goes all steps up to a machine that could be started, and fills the
