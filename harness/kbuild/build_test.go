@@ -48,6 +48,7 @@ case "$*" in
 esac
 if [ -f "$fake/script" ]; then . "$fake/script"; fi
 echo '  HOSTCC  scripts/basic/fixdep'
+echo '  CC      /cache/work/linux/build/tools/objtool/check.o'
 echo '  CC      net/core/skbuff.o'
 echo '  AS      arch/x86/entry/entry_64.o'
 echo '  LD      vmlinux'
