@@ -50,11 +50,14 @@ shell: $(ZCVET) ## an interactive shell in that kernel
 	$(call deps,run)
 	$(ZCVET) shell $(what) $(call option,accel,ACCEL)
 
+# The tests of single packages that need a kernel get the unpatched one, built
+# first; TESTFLAGS=-short does without kernels and machines.
 .PHONY: test
-test: ## the project's own tests, those with virtual machines too
+test: $(ZCVET) ## the project's own tests, those with virtual machines too
 	$(call deps,test)
 	go vet $(TESTPACKAGES)
-	go test -race -timeout 20m $(TESTFLAGS) $(TESTPACKAGES)
+	kernel=$(if $(filter -short,$(TESTFLAGS)),,$$($(ZCVET) build --series none)) && \
+	ZCVET_TEST_KERNEL=$$kernel go test -race -timeout 30m $(TESTFLAGS) $(TESTPACKAGES)
 
 .PHONY: lint
 lint: ## formatting, vet, staticcheck, shell scripts and workflows

@@ -425,6 +425,15 @@ func (p *Prepared) blame(file string, line int) (string, bool) {
 	return p.Tree.Applied[patch].Subject, true
 }
 
+// Kernel builds the kernel of a run and nothing else. The caller closes it.
+func (v *Vetter) Kernel(ctx context.Context, options Options) (*kbuild.Kernel, error) {
+	p := &Prepared{}
+	if err := v.kernel(ctx, options, &verdict.Run{}, p); err != nil {
+		return nil, err
+	}
+	return p.Kernel, nil
+}
+
 // KernelID is the id under which the kernel of a run is cached, without building
 // it.
 func (v *Vetter) KernelID(ctx context.Context, options Options) (string, error) {
