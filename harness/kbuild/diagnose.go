@@ -41,15 +41,20 @@ func (d Diagnosis) String() string {
 	return fmt.Sprintf("%s:%d: %s", d.File, d.Line, d.Text)
 }
 
+// machineMessages is how many of the messages are about the machine.
+const machineMessages = 3
+
 // A message is known by the first of these that matches. The groups "file",
 // "line", "text" and "symbol" go into the diagnosis.
 var messages = []struct {
 	pattern *regexp.Regexp
 	prefix  string // put in front of the text where the tool's words need it
-	machine bool
 }{
-	{pattern: regexp.MustCompile(`(?P<text>No space left on device|Disk quota exceeded)`), machine: true},
-	{pattern: regexp.MustCompile(`(?P<text>Killed signal terminated program \w+|virtual memory exhausted|[Cc]annot allocate memory|internal compiler error: .*)`), machine: true},
+	{pattern: regexp.MustCompile(`(?P<text>No space left on device|Disk quota exceeded)`)},
+	{pattern: regexp.MustCompile(`(?P<text>Killed signal terminated program \w+|virtual memory exhausted|[Cc]annot allocate memory|internal compiler error: .*)`)},
+	// make or its children were ended by somebody else: an out-of-memory killer, an
+	// administrator. A fault of the source never ends that way.
+	{pattern: regexp.MustCompile(`^make\S*: \*\*\* \[.*\] (?P<text>Terminated|Killed|Hangup|Interrupt)\b`), prefix: "the compiler was ended by a signal: "},
 	// gcc and clang: file:line:column: error: …; the kernel's own assembler files say Error.
 	{pattern: regexp.MustCompile(`^(?P<file>[^\s:]+):(?P<line>\d+):(?:\d+:)? (?:fatal error|error|Error): (?P<text>.*)`)},
 	// ld, with the line when the object has line tables, else with the section.
@@ -67,22 +72,22 @@ var messages = []struct {
 	{pattern: regexp.MustCompile(`^(?:error|Error|ERROR): (?P<text>\S.*)`)},
 }
 
-// objtoolWarning tells apart what only warns: it fails no build.
+// fails is make's own line about a recipe that failed.
 var fails = regexp.MustCompile(`^make\S*: \*\*\* `)
 
 // Diagnose finds the first error in what make printed. Source is the root of the
 // tree as make saw it, to be taken off file names.
 func Diagnose(lines []string, source string) Diagnosis {
 	for i, line := range lines {
-		// The rare messages about the machine explain all others, even later ones.
-		for _, message := range messages[:2] {
+		// The rare messages about the machine explain all others, even earlier ones.
+		for _, message := range messages[:machineMessages] {
 			if match := message.pattern.FindStringSubmatch(line); match != nil {
-				return Diagnosis{Text: match[1], Machine: true, Excerpt: excerpt(lines, i)}
+				return Diagnosis{Text: message.prefix + match[1], Machine: true, Excerpt: excerpt(lines, i)}
 			}
 		}
 	}
 	for i, line := range lines {
-		for _, message := range messages[2:] {
+		for _, message := range messages[machineMessages:] {
 			match := message.pattern.FindStringSubmatch(line)
 			if match == nil {
 				continue

@@ -31,6 +31,7 @@ func TestDiagnose(t *testing.T) {
 		{log: "objtool", want: "net/core/skbuff.o: objtool: skb_copy_ubufs+0x12: call to copy_to_user() with UACCESS enabled"},
 		{log: "out-of-memory", want: "Killed signal terminated program cc1", machine: true},
 		{log: "disk-full", want: "No space left on device", machine: true},
+		{log: "terminated", want: "the compiler was ended by a signal: Terminated", machine: true},
 		{log: "only-make", want: "make[2]: *** [../scripts/Makefile.vmlinux:34: vmlinux] Error 1"},
 		{log: "nothing", want: "make failed without saying why"},
 	} {

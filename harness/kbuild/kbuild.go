@@ -460,7 +460,7 @@ func (b *builder) explain(what string, err error) error {
 	diagnosis := Diagnose(failed.lines, b.workspace.source())
 	if diagnosis.Machine {
 		return fault.New(fault.Infrastructure, "%s: %s", what, diagnosis.Text).
-			WithAdvice("the machine ran out of memory or disk, or its compiler crashed: `zcvet cache prune` frees disk, --jobs 1 saves memory").
+			WithAdvice("the machine ran out of memory or disk, its compiler crashed, or somebody ended it: `zcvet cache prune` frees disk, --jobs 1 saves memory").
 			WithOutput(diagnosis.Excerpt)
 	}
 	message := diagnosis.String()
