@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -41,13 +42,13 @@ func zcvet(t *testing.T, arguments ...string) outcome {
 		t.Skip("needs kernels and virtual machines, which -short leaves out")
 	}
 	command, dir := start(t, arguments...)
-	var output, stdout bytes.Buffer
-	command.Stdout, command.Stderr = io.MultiWriter(&stdout, &output), &output
+	var screen screen
+	command.Stdout, command.Stderr = screen.stream(&screen.stdout), screen.stream(nil)
 	err := command.Run()
 	if failed := (*exec.ExitError)(nil); err != nil && !errors.As(err, &failed) {
 		t.Fatal(err)
 	}
-	got := outcome{code: command.ProcessState.ExitCode(), output: output.String(), stdout: stdout.String(), dir: filepath.Join(dir, "results", "latest")}
+	got := outcome{code: command.ProcessState.ExitCode(), output: screen.all.String(), stdout: screen.stdout.String(), dir: filepath.Join(dir, "results", "latest")}
 	if file, err := os.Open(filepath.Join(got.dir, "run.json")); err == nil {
 		defer file.Close()
 		if got.run, err = verdict.Read(file); err != nil {
@@ -61,6 +62,29 @@ func zcvet(t *testing.T, arguments ...string) outcome {
 	})
 	return got
 }
+
+// screen takes both output streams of a command, which come at the same time.
+type screen struct {
+	lock        sync.Mutex
+	all, stdout bytes.Buffer
+}
+
+// stream returns a writer to the screen that also keeps what it gets in a buffer
+// of its own, unless that is nil.
+func (s *screen) stream(own *bytes.Buffer) io.Writer {
+	return writerFunc(func(p []byte) (int, error) {
+		s.lock.Lock()
+		defer s.lock.Unlock()
+		if own != nil {
+			own.Write(p)
+		}
+		return s.all.Write(p)
+	})
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 func start(t *testing.T, arguments ...string) (command *exec.Cmd, dir string) {
 	t.Helper()
@@ -170,7 +194,7 @@ func TestBrokenSeries(t *testing.T) {
 	}{
 		{
 			"does-not-apply", 3,
-			[]string{"udp: tidy udp_sendmsg", "net/ipv4/udp.c", "hunk", "error: patch failed"},
+			[]string{"udp: tidy udp_sendmsg", "net/ipv4/udp.c, hunk 3", "error: patch failed"},
 			nil,
 		},
 		{
