@@ -191,7 +191,7 @@ func TestBuildAndFindAgain(t *testing.T) {
 	f.options.Log = &log
 	patched := f.tree("patched", map[string]string{"net/core/skbuff.c": "int patched;\n"})
 	kernel := f.mustBuild(patched)
-	if kernel.Cached || kernel.Objects != 2 || kernel.Release != "6.12.95" || kernel.Compiler != "gcc (Fake) 12.2.0" || kernel.CacheHits != -1 {
+	if kernel.Cached || kernel.Objects != 2 || kernel.Release != "6.12.95" || kernel.Compiler != "gcc (Fake) 12.2.0" || kernel.CacheLookups != 0 {
 		t.Errorf("kernel %+v", kernel)
 	}
 	if got := read(t, kernel.Vmlinux); got != "int patched;\n" {
@@ -439,8 +439,8 @@ func TestCCacheIsUsedWhenThere(t *testing.T) {
 	f.tool("ccache", "#!/bin/sh\n")
 	f.options.NoCCache = false
 	f.script(`printf '# net/core/skbuff.c\ndirect_cache_hit\n# b\ncache_miss\n' >"$CCACHE_STATSLOG"` + "\n")
-	if kernel := f.mustBuild(f.tree("a", nil)); kernel.CacheHits != 1 {
-		t.Errorf("%d hits, want 1", kernel.CacheHits)
+	if kernel := f.mustBuild(f.tree("a", nil)); kernel.CacheHits != 1 || kernel.CacheLookups != 2 {
+		t.Errorf("%d hits of %d, want 1 of 2", kernel.CacheHits, kernel.CacheLookups)
 	}
 	if call := read(t, filepath.Join(f.tools, "calls")); !strings.Contains(call, "CC=ccache gcc") {
 		t.Errorf("make was called as\n%s", call)
@@ -582,7 +582,7 @@ func TestRealKernel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("%.1f s, %d objects, %d from ccache", built.BuildSeconds, built.Objects, built.CacheHits)
+		t.Logf("%.1f s, %d objects, ccache had %d of %d", built.BuildSeconds, built.Objects, built.CacheHits, built.CacheLookups)
 		text := read(t, built.Vmlinux)
 		if strings.Contains(text, private.Root()) {
 			t.Error("vmlinux names the place of the cache")

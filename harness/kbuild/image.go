@@ -96,7 +96,7 @@ func keepImage(ctx context.Context, dir *cache.Dir, id, name string, content []b
 	if err := os.WriteFile(filepath.Join(stage.Dir, bootFile), boot, 0o644); err != nil {
 		return dir.Explain("keep the kernel image", err)
 	}
-	kernel := &Kernel{ID: id, CacheHits: -1}
+	kernel := &Kernel{ID: id}
 	kernel.Release, kernel.Compiler = banner(vmlinux)
 	if kernel.Release == "" {
 		kernel.Release = setupVersion(content)

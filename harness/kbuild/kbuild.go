@@ -66,8 +66,10 @@ type Kernel struct {
 	BuildSeconds float64 `json:"build_seconds"`
 	// Objects is how many files were compiled when it was made.
 	Objects int `json:"objects"`
-	// CacheHits is how many of them ccache had, -1 when it was not used.
-	CacheHits int `json:"ccache_hits"`
+	// CacheHits is how many of CacheLookups compilations ccache had; the build's own
+	// tools count too. Both are 0 when it was not used.
+	CacheHits    int `json:"ccache_hits"`
+	CacheLookups int `json:"ccache_lookups"`
 	// Cached is true when this call did not have to build.
 	Cached bool `json:"-"`
 
@@ -227,6 +229,7 @@ type builder struct {
 	built   bool
 	objects int
 	hits    int
+	lookups int
 }
 
 func (b *builder) buildUnlessMade(ctx context.Context) error {
@@ -411,9 +414,8 @@ func (b *builder) compile(ctx context.Context, temporary string) error {
 	if err != nil {
 		return b.explain("build the kernel", err)
 	}
-	b.hits = -1
 	if b.tools.CCache {
-		b.hits = countHits(filepath.Join(temporary, "ccache.log"))
+		b.hits, b.lookups = countHits(filepath.Join(temporary, "ccache.log"))
 	}
 	if b.cold {
 		// Only the next progress bar depends on it.
@@ -435,20 +437,22 @@ func (b *builder) expectedObjects() int64 {
 	return typicalObjects
 }
 
-// countHits counts the hits in ccache's statistics log.
-func countHits(log string) int {
+// countHits reads ccache's statistics log.
+func countHits(log string) (hits, lookups int) {
 	text, err := os.ReadFile(log)
 	if err != nil {
-		return 0 // older than 4.4, which has no such log
+		return 0, 0 // older than 4.4, which has no such log
 	}
-	hits := 0
 	for line := range strings.Lines(string(text)) {
 		switch strings.TrimSpace(line) {
 		case "direct_cache_hit", "preprocessed_cache_hit":
 			hits++
+			lookups++
+		case "cache_miss":
+			lookups++
 		}
 	}
-	return hits
+	return hits, lookups
 }
 
 // explain turns a failed make into a fault that names the place and the patch.
@@ -507,6 +511,7 @@ func (b *builder) keep(ctx context.Context, took time.Duration) error {
 		BuildSeconds: took.Seconds(),
 		Objects:      b.objects,
 		CacheHits:    b.hits,
+		CacheLookups: b.lookups,
 	}
 	return keepDescription(dir, stage, kernel)
 }
