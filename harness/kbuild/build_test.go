@@ -532,8 +532,9 @@ func TestMain(m *testing.M) {
 
 func TestMakeDiesWithTheHarness(t *testing.T) {
 	f := newFixture(t)
-	// As make does, the fake passes the signal on.
-	f.script("trap 'kill $!; exit 1' TERM\n" + waits)
+	// As make does, the fake passes the signal on; as one that the shell between
+	// fork and exec cannot swallow.
+	f.script("trap 'kill -KILL $!; exit 1' TERM\n" + waits)
 	root := t.TempDir()
 	f.write(filepath.Join(root, "source/net/core/skbuff.c"), "int skb;\n")
 	harness := exec.Command(os.Args[0])

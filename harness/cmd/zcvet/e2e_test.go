@@ -330,6 +330,9 @@ func TestKilledRunLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, file := range files {
+		if file.Name() == "goimports" {
+			continue // x/tools makes it in every test binary, which this zcvet is
+		}
 		t.Errorf("left behind: temporary file %s", file.Name())
 	}
 }
