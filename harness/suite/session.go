@@ -184,7 +184,7 @@ func (r *runner) keepSplats(s *session) []splat.Splat {
 // was torn out with its locks held, or a processor is lost.
 func fatal(s splat.Splat) bool {
 	switch s.Kind {
-	case splat.Oops, splat.Bug, splat.Panic, splat.Lockup, splat.Hang:
+	case splat.Oops, splat.Bug, splat.Panic, splat.Lockup, splat.RCUStall, splat.Hang:
 		return true
 	}
 	return false
@@ -422,13 +422,13 @@ func (w *watch) message(ctx context.Context, message *link.Message) (done bool, 
 		if err != nil {
 			return false, w.protocol(err)
 		}
-		w.session.settle(ctx, w.Patience.Backtrace)
+		// PID 1 gives up over a process that not even SIGKILL ends: it is stuck in
+		// the kernel, on the one processor, while PID 1 runs on the other.
 		w.session.flush()
 		if w.crashed() {
 			return false, lost("%s", body.Error)
 		}
-		w.finish(verdict.Timeout, "the agent gave up: "+body.Error)
-		return false, lost("%s", body.Error)
+		return false, w.hang(ctx, "the agent gave up: "+body.Error)
 	}
 	return false, nil
 }

@@ -253,6 +253,28 @@ func TestHangGetsABacktrace(t *testing.T) {
 	}
 }
 
+// TestProcessStuckInTheKernelIsAHang has a guest with two processors: the case is
+// stuck on one, and PID 1 on the other says that it cannot end it.
+func TestProcessStuckInTheKernelIsAHang(t *testing.T) {
+	lab := &laboratory{
+		instances: []string{"a", "b"},
+		behaviour: map[string]behaviour{"a": func(_ *fakeVM, conn *link.Conn, _ string) {
+			_ = conn.Send(link.KindFatal, link.Fatal{Error: "the worker cannot be killed"})
+		}},
+	}
+	result, err := run(t, lab, func(o *suite.Options) { o.Backtrace = 300 * time.Millisecond })
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]verdict.Status{"a": verdict.Crash, "b": verdict.Pass}
+	if diff := cmp.Diff(want, statuses(result)); diff != "" {
+		t.Error(diff)
+	}
+	if lab.nmis != 1 {
+		t.Errorf("%d NMIs", lab.nmis)
+	}
+}
+
 func TestCallsAreAnswered(t *testing.T) {
 	var replies []link.Reply
 	calls := func(vm *fakeVM, conn *link.Conn, id string) {

@@ -214,7 +214,9 @@ func TestBrokenSeries(t *testing.T) {
 		{"endless-loop", 6, []string{"udp_sendmsg", narrow}, func(t *testing.T, got outcome) {
 			crashed(t, got)
 			s := got.run.Splats[0]
-			if s.Kind != "hang" || !strings.Contains(s.Text, "udp_sendmsg") {
+			// Who notices first depends on which processor PID 1 is on: we, by
+			// its silence, or the kernel on the other one.
+			if s.Kind != "hang" && s.Kind != "rcu-stall" || !strings.Contains(s.Text, "udp_sendmsg") {
 				t.Errorf("splat %s, no backtrace of the loop:\n%s", s.Kind, s.Text)
 			}
 		}},
