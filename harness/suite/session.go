@@ -531,6 +531,7 @@ func (w *watch) crashed() bool {
 
 // gone handles a machine that ended by itself.
 func (w *watch) gone(ctx context.Context) error {
+	w.readRest(ctx)
 	w.session.flush()
 	if w.crashed() {
 		return lost("the kernel crashed")
@@ -544,6 +545,32 @@ func (w *watch) gone(ctx context.Context) error {
 	}
 	w.finish(verdict.Crash, reason)
 	return lost("%s", reason)
+}
+
+// readRest reads what the agent sent before its machine ended: which case ran last
+// may be among it.
+func (w *watch) readRest(ctx context.Context) {
+	limit := time.NewTimer(w.Patience.Backtrace)
+	defer limit.Stop()
+	for w.session.messages != nil {
+		select {
+		case got := <-w.session.messages:
+			if got.err != nil {
+				w.session.messages = nil
+				return
+			}
+			switch got.message.Kind {
+			case link.KindCaseStart, link.KindCaseEnd, link.KindLog:
+				if _, err := w.message(ctx, got.message); err != nil {
+					return
+				}
+			}
+		case <-limit.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // hang handles a machine that is there but does not answer. An NMI makes the

@@ -258,8 +258,9 @@ func TestHangGetsABacktrace(t *testing.T) {
 func TestProcessStuckInTheKernelIsAHang(t *testing.T) {
 	lab := &laboratory{
 		instances: []string{"a", "b"},
-		behaviour: map[string]behaviour{"a": func(_ *fakeVM, conn *link.Conn, _ string) {
+		behaviour: map[string]behaviour{"a": func(vm *fakeVM, conn *link.Conn, _ string) {
 			_ = conn.Send(link.KindFatal, link.Fatal{Error: "the worker cannot be killed"})
+			<-vm.done
 		}},
 	}
 	result, err := run(t, lab, func(o *suite.Options) { o.Backtrace = 300 * time.Millisecond })
