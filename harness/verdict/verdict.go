@@ -31,8 +31,10 @@ type Run struct {
 	Machine Machine `json:"machine"`
 	Cases   []Case  `json:"cases"`
 	Splats  []Splat `json:"splats"`
-	Totals  Totals  `json:"totals"`
-	Exit    Exit    `json:"exit"`
+	// Coverage is nil unless the kernel was built to measure it.
+	Coverage *Coverage `json:"coverage,omitempty"`
+	Totals   Totals    `json:"totals"`
+	Exit     Exit      `json:"exit"`
 }
 
 // Kernel is the kernel that was booted.
@@ -99,6 +101,16 @@ type Machine struct {
 	RestoreMS   int64  `json:"restore_ms"` // median of the restores, 0 if none
 	Boots       int    `json:"boots"`
 	Restores    int    `json:"restores"`
+	// Features is what the agent found that cases can need, and why what is
+	// missing is missing.
+	Features []Feature `json:"features,omitempty"`
+}
+
+// Feature is something a case can need of the kernel or the machine.
+type Feature struct {
+	Name   string `json:"name"`
+	Here   bool   `json:"here"`
+	Reason string `json:"reason,omitempty"` // why it is not here
 }
 
 // Level says how much a failure matters.
@@ -172,6 +184,26 @@ type Frame struct {
 	Inlined bool `json:"inlined,omitempty"`
 	// Patch is the subject of the patch that last touched the line.
 	Patch string `json:"patch,omitempty"`
+}
+
+// Coverage tells which lines that the series added were executed while the cases
+// ran.
+type Coverage struct {
+	// Executable is how many added lines the compiler made code of, Executed how
+	// many of those ran at least once.
+	Executable int `json:"executable"`
+	Executed   int `json:"executed"`
+	// Lines has every executable line, by file and number.
+	Lines []CoveredLine `json:"lines"`
+}
+
+// CoveredLine is one executable line that the series added.
+type CoveredLine struct {
+	File  string `json:"file"`  // relative to the source's root
+	Line  int    `json:"line"`  // in the patched file
+	Patch string `json:"patch"` // subject of the patch that last touched it
+	Text  string `json:"text"`
+	Count int64  `json:"count"` // how often it ran
 }
 
 // Totals counts the cases by status.

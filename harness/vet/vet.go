@@ -396,6 +396,9 @@ func (p *Prepared) judge(outcome *suite.Result, run *verdict.Run, err error) {
 			c.Detail = fmt.Sprintf("not run: %v", err)
 		}
 	}
+	for _, feature := range outcome.Features {
+		run.Machine.Features = append(run.Machine.Features, verdict.Feature(feature))
+	}
 	run.Machine.BootMS = outcome.Boot.Milliseconds()
 	run.Machine.Boots, run.Machine.Restores = outcome.Boots, len(outcome.Restores)
 	if durations := slices.Sorted(slices.Values(outcome.Restores)); len(durations) > 0 {
