@@ -6,13 +6,11 @@
 // A case is one declaration with one function:
 //
 //	var _ = add(Case{
-//		Name:     "counter/consecutive-ids",
-//		Doc:      "every zerocopy send takes the next id, counted from 0",
-//		Covers:   []string{"Z10"},
-//		Level:    Must,
-//		Protos:   IP,
-//		Families: BothFamilies,
-//		Links:    EveryLink,
+//		Name:   "counter/consecutive-ids",
+//		Doc:    "every zerocopy send takes the next id, counted from 0",
+//		Covers: []string{"Z10"},
+//		Level:  Must,
+//		Axes:   Everywhere,
 //	}, func(t *T) {
 //		pair := t.Pair()
 //		…
@@ -53,6 +51,14 @@ const (
 	VSOCK Proto = "vsock"
 )
 
+// Axes are the protocols, families and links of a case, which runs on every
+// combination of them. Over an axis without a value it does not vary.
+type Axes struct {
+	Protos   []Proto
+	Families []network.Family
+	Links    []network.Link
+}
+
 // The usual values of the axes.
 var (
 	IP           = []Proto{TCP, UDP}
@@ -62,8 +68,40 @@ var (
 	NICLinks = []network.Link{network.NIC, network.NICNoSG}
 )
 
-// Case declares a case. The zero value of an axis means that the case does not
-// vary over it.
+// The usual sets of axes.
+var (
+	// Everywhere is both protocols over both families on every link.
+	Everywhere = Axes{IP, BothFamilies, EveryLink}
+	// CopiedAndNot has one link that copies the data and one that does not, for
+	// behaviour in which links differ by nothing else.
+	CopiedAndNot = Everywhere.On(network.Loopback, network.NIC)
+	// OnLoopback is for behaviour that does not depend on the link.
+	OnLoopback = Everywhere.On(network.Loopback)
+	// OnNIC is the link on which data is sent from the application's pages.
+	OnNIC = Everywhere.On(network.NIC)
+	// OnNICs are the links whose ends the host sees and drives.
+	OnNICs = Everywhere.On(NICLinks...)
+)
+
+// For returns the axes with these protocols.
+func (a Axes) For(protos ...Proto) Axes {
+	a.Protos = protos
+	return a
+}
+
+// Over returns the axes with these families.
+func (a Axes) Over(families ...network.Family) Axes {
+	a.Families = families
+	return a
+}
+
+// On returns the axes with these links.
+func (a Axes) On(links ...network.Link) Axes {
+	a.Links = links
+	return a
+}
+
+// Case declares a case.
 type Case struct {
 	// Name is the group and the behaviour, "counter/consecutive-ids"; unique.
 	Name string
@@ -72,10 +110,9 @@ type Case struct {
 	// Covers lists ids of the checklist.
 	Covers []string
 	// Level is Must when empty.
-	Level    Level
-	Protos   []Proto
-	Families []network.Family
-	Links    []network.Link
+	Level Level
+	// Axes is nowhere in particular when left out: the case runs once.
+	Axes Axes
 	// Needs lists names of features; without one the case is skipped.
 	Needs []string
 	// Skip, when set, drops combinations on which the behaviour does not exist
@@ -128,8 +165,8 @@ func Instances() []Instance {
 // Instances returns the case on every combination of its axes.
 func (c *Case) Instances() []Instance {
 	var instances []Instance
-	for _, proto := range orNone(c.Protos) {
-		families, links := orNone(c.Families), orNone(c.Links)
+	for _, proto := range orNone(c.Axes.Protos) {
+		families, links := orNone(c.Axes.Families), orNone(c.Axes.Links)
 		if proto == VSOCK {
 			families, links = []network.Family{""}, []network.Link{""}
 		}

@@ -19,24 +19,20 @@ import (
 var copyingLinks = []network.Link{network.Loopback, network.NICNoSG, network.Veth}
 
 var _ = add(Case{
-	Name:     "copied/flag-set-where-data-is-copied",
-	Doc:      "a send over a link that cannot send from the application's pages is notified as COPIED",
-	Covers:   []string{"Z50", "Z52"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    copyingLinks,
+	Name:   "copied/flag-set-where-data-is-copied",
+	Doc:    "a send over a link that cannot send from the application's pages is notified as COPIED",
+	Covers: []string{"Z50", "Z52"},
+	Axes:   Everywhere.On(copyingLinks...),
 }, func(t *T) {
 	expectCopied(t, t.Pair(noDelay), true,
 		"the application would go on paying for pinning pages without any gain, and not know")
 })
 
 var _ = add(Case{
-	Name:     "copied/flag-set-with-packet-socket",
-	Doc:      "while a packet socket listens on the device the same send is COPIED, and no longer when it is gone",
-	Covers:   []string{"Z50"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    onlyNIC,
+	Name:   "copied/flag-set-with-packet-socket",
+	Doc:    "while a packet socket listens on the device the same send is COPIED, and no longer when it is gone",
+	Covers: []string{"Z50"},
+	Axes:   OnNIC,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	sniffer := openSniffer(t)
@@ -47,24 +43,20 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "copied/flag-clear-on-nic",
-	Doc:      "on a NIC with scatter-gather and checksum offload no send is COPIED, a single byte and unaligned data included",
-	Covers:   []string{"Z51", "Z52"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    onlyNIC,
+	Name:   "copied/flag-clear-on-nic",
+	Doc:    "on a NIC with scatter-gather and checksum offload no send is COPIED, a single byte and unaligned data included",
+	Covers: []string{"Z51", "Z52"},
+	Axes:   OnNIC,
 }, func(t *T) {
 	expectCopied(t, t.Pair(noDelay), false, "this NIC sends from the application's pages; a copy here is a lost optimisation")
 })
 
 var _ = add(Case{
-	Name:     "copied/follows-scatter-gather",
-	Doc:      "switching the device's scatter-gather off makes sends COPIED, switching it on again makes them zero copy",
-	Covers:   []string{"Z53"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    onlyNIC,
-	Needs:    []string{Ethtool},
+	Name:   "copied/follows-scatter-gather",
+	Doc:    "switching the device's scatter-gather off makes sends COPIED, switching it on again makes them zero copy",
+	Covers: []string{"Z53"},
+	Axes:   OnNIC,
+	Needs:  []string{Ethtool},
 }, func(t *T) {
 	t.Cleanup(func() { _ = setScatterGather(t, true) })
 	for _, on := range []bool{false, true} {
@@ -122,13 +114,11 @@ func expectCopied(t *T, pair *Pair, want bool, why string) {
 }
 
 var _ = add(Case{
-	Name:     "copied/device-reads-senders-pages",
-	Doc:      "the addresses in the device's descriptors are those of the sender's own pages, and of nothing else",
-	Covers:   []string{"Z54", "Z51"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    onlyNIC,
-	Needs:    []string{Pagemap},
+	Name:   "copied/device-reads-senders-pages",
+	Doc:    "the addresses in the device's descriptors are those of the sender's own pages, and of nothing else",
+	Covers: []string{"Z54", "Z51"},
+	Axes:   OnNIC,
+	Needs:  []string{Pagemap},
 }, func(t *T) {
 	for _, size := range deviceSizes(t) {
 		seen := sendAndLook(t, size)
@@ -143,13 +133,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "copied/device-reads-copies",
-	Doc:      "where the data is copied, and for a plain send, the device does not see the sender's pages",
-	Covers:   []string{"Z54", "Z50"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.NICNoSG},
-	Needs:    []string{Pagemap},
+	Name:   "copied/device-reads-copies",
+	Doc:    "where the data is copied, and for a plain send, the device does not see the sender's pages",
+	Covers: []string{"Z54", "Z50"},
+	Axes:   Everywhere.On(network.NICNoSG),
+	Needs:  []string{Pagemap},
 }, func(t *T) {
 	for _, size := range deviceSizes(t) {
 		seen := sendAndLook(t, size)

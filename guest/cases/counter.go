@@ -16,12 +16,10 @@ import (
 )
 
 var _ = add(Case{
-	Name:     "counter/consecutive-ids",
-	Doc:      "each successful zerocopy send takes one id, counted from 0 without a gap",
-	Covers:   []string{"Z10", "Z30"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/consecutive-ids",
+	Doc:    "each successful zerocopy send takes one id, counted from 0 without a gap",
+	Covers: []string{"Z10", "Z30"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair()
 	const sends = 16
@@ -51,12 +49,10 @@ func aroundFailure(t *T, pair *Pair, want unix.Errno, fail func() error) {
 }
 
 var _ = add(Case{
-	Name:     "counter/no-id-for-fault",
-	Doc:      "a send from memory that cannot be read fails with EFAULT and takes no id",
-	Covers:   []string{"Z11", "Z62"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/no-id-for-fault",
+	Doc:    "a send from memory that cannot be read fails with EFAULT and takes no id",
+	Covers: []string{"Z11", "Z62"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	memory := t.Memory(1)
 	t.Check(memory.Protect(0, 1, notify.NoAccess), "mprotect")
@@ -68,12 +64,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "counter/no-id-for-no-memory",
-	Doc:      "a send that finds the socket's option memory used up fails with ENOBUFS and takes no id",
-	Covers:   []string{"Z11", "Z60"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/no-id-for-no-memory",
+	Doc:    "a send that finds the socket's option memory used up fails with ENOBUFS and takes no id",
+	Covers: []string{"Z11", "Z60"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair()
 	data := t.Payload(1000, 7)
@@ -96,12 +90,10 @@ func withoutOptmem(t *T, f func() error) error {
 }
 
 var _ = add(Case{
-	Name:     "counter/no-id-for-too-long",
-	Doc:      "a datagram that does not fit the path fails with EMSGSIZE and takes no id",
-	Covers:   []string{"Z11"},
-	Protos:   []Proto{UDP},
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/no-id-for-too-long",
+	Doc:    "a datagram that does not fit the path fails with EMSGSIZE and takes no id",
+	Covers: []string{"Z11"},
+	Axes:   Everywhere.For(UDP),
 }, func(t *T) {
 	length := 2000 // over the link's MTU
 	if t.Link == network.Loopback {
@@ -122,12 +114,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "counter/no-id-after-shutdown",
-	Doc:      "a send after shutdown fails with EPIPE and takes no id",
-	Covers:   []string{"Z11"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/no-id-after-shutdown",
+	Doc:    "a send after shutdown fails with EPIPE and takes no id",
+	Covers: []string{"Z11"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair()
 	data := t.Payload(1000, 1)
@@ -146,12 +136,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "counter/no-id-for-full-buffer",
-	Doc:      "a stream's send that would block fails with EAGAIN and takes no id",
-	Covers:   []string{"Z11", "Z13"},
-	Protos:   []Proto{TCP},
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/no-id-for-full-buffer",
+	Doc:    "a stream's send that would block fails with EAGAIN and takes no id",
+	Covers: []string{"Z11", "Z13"},
+	Axes:   Everywhere.For(TCP),
 }, func(t *T) {
 	pair := t.Pair(SetOption(unix.SOL_SOCKET, unix.SO_SNDBUF, 64<<10))
 	data := t.Payload(1<<20, 5)
@@ -186,12 +174,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "counter/no-id-for-full-device",
-	Doc:      "a datagram that would block behind those the device holds fails with EAGAIN and takes no id",
-	Covers:   []string{"Z11", "Z3A"},
-	Protos:   []Proto{UDP},
-	Families: BothFamilies,
-	Links:    NICLinks,
+	Name:   "counter/no-id-for-full-device",
+	Doc:    "a datagram that would block behind those the device holds fails with EAGAIN and takes no id",
+	Covers: []string{"Z11", "Z3A"},
+	Axes:   OnNICs.For(UDP),
 }, func(t *T) {
 	pair := t.Pair(SetOption(unix.SOL_SOCKET, unix.SO_SNDBUF, 1)) // the kernel raises it to its least
 	data := t.Payload(1000, 5)
@@ -217,12 +203,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "counter/no-id-for-nothing",
-	Doc:      "a stream's send of no bytes takes no id",
-	Covers:   []string{"Z12"},
-	Protos:   []Proto{TCP},
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/no-id-for-nothing",
+	Doc:    "a stream's send of no bytes takes no id",
+	Covers: []string{"Z12"},
+	Axes:   Everywhere.For(TCP),
 }, func(t *T) {
 	pair := t.Pair()
 	for i := range 2 {
@@ -239,12 +223,10 @@ var _ = add(Case{
 // datagram is not empty there. Applications that count right today would count
 // wrong if it changed.
 var _ = add(Case{
-	Name:     "counter/id-for-empty-datagram",
-	Doc:      "an empty datagram is sent, takes an id and is notified like any other",
-	Covers:   []string{"Z12"},
-	Protos:   []Proto{UDP},
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/id-for-empty-datagram",
+	Doc:    "an empty datagram is sent, takes an id and is notified like any other",
+	Covers: []string{"Z12"},
+	Axes:   Everywhere.For(UDP),
 }, func(t *T) {
 	pair := t.Pair()
 	for i := range 2 {
@@ -258,12 +240,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "counter/one-id-for-partial-send",
-	Doc:      "a send of which only a part is taken has one id",
-	Covers:   []string{"Z13"},
-	Protos:   []Proto{TCP},
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/one-id-for-partial-send",
+	Doc:    "a send of which only a part is taken has one id",
+	Covers: []string{"Z13"},
+	Axes:   Everywhere.For(TCP),
 }, func(t *T) {
 	pair := t.Pair(SetOption(unix.SOL_SOCKET, unix.SO_SNDBUF, 64<<10))
 	data := t.Payload(2<<20, 3)
@@ -297,12 +277,10 @@ func scattered(t *T, count int) (buffers [][]byte, whole []byte) {
 }
 
 var _ = add(Case{
-	Name:     "counter/one-id-for-many-pieces",
-	Doc:      "one call of so many pieces that the kernel needs several buffers for them has one id",
-	Covers:   []string{"Z13", "Z11"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/one-id-for-many-pieces",
+	Doc:    "one call of so many pieces that the kernel needs several buffers for them has one id",
+	Covers: []string{"Z13", "Z11"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	sends := 0
@@ -326,12 +304,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "counter/every-call-counts-alike",
-	Doc:      "send, sendto and sendmsg take one id each, sendmmsg one per message",
-	Covers:   []string{"Z14", "Z10"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/every-call-counts-alike",
+	Doc:    "send, sendto and sendmsg take one id each, sendmmsg one per message",
+	Covers: []string{"Z14", "Z10"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair()
 	data := t.Payload(900, 6)
@@ -371,12 +347,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "counter/no-id-for-copied-sends",
-	Doc:      "sends without the flag in between take no id, and their data keeps its place",
-	Covers:   []string{"Z15"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/no-id-for-copied-sends",
+	Doc:    "sends without the flag in between take no id, and their data keeps its place",
+	Covers: []string{"Z15"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair()
 	var stream []byte
@@ -399,12 +373,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "counter/shared-by-descriptors",
-	Doc:      "a duplicated descriptor and another process that has the socket count on the same counter",
-	Covers:   []string{"Z17"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/shared-by-descriptors",
+	Doc:    "a duplicated descriptor and another process that has the socket count on the same counter",
+	Covers: []string{"Z17"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair()
 	duplicate, err := unix.FcntlInt(uintptr(pair.Sender.FD), unix.F_DUPFD_CLOEXEC, 0)
@@ -445,12 +417,10 @@ var childSends = child("counter-sends", func(files []int) error {
 })
 
 var _ = add(Case{
-	Name:     "counter/shared-by-threads",
-	Doc:      "threads that send on one socket get ids without gap or duplicate",
-	Covers:   []string{"Z17", "Z30"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "counter/shared-by-threads",
+	Doc:    "threads that send on one socket get ids without gap or duplicate",
+	Covers: []string{"Z17", "Z30"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair()
 	const threads, each, length = 4, 32, 512

@@ -14,12 +14,10 @@ import (
 )
 
 var _ = add(Case{
-	Name:     "data/byte-for-byte",
-	Doc:      "the peer receives exactly what was sent, for every size and alignment, in one buffer and scattered over many",
-	Covers:   []string{"Z70", "Z52"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "data/byte-for-byte",
+	Doc:    "the peer receives exactly what was sent, for every size and alignment, in one buffer and scattered over many",
+	Covers: []string{"Z70", "Z52"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair()
 	sizes := []int{1, 2, 63, 1000, 1448, 4095, 4096, 4097, 12289}
@@ -53,21 +51,17 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "data/reuse-after-notification",
-	Doc:      "what an application writes into a buffer after its notification never reaches the peer",
-	Covers:   []string{"Z72"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "data/reuse-after-notification",
+	Doc:    "what an application writes into a buffer after its notification never reaches the peer",
+	Covers: []string{"Z72"},
+	Axes:   Everywhere,
 }, func(t *T) { reuse(t, t.Pair(noDelay), 24) })
 
 var _ = add(Case{
-	Name:     "data/reuse-under-loss",
-	Doc:      "nor when segments are lost, doubled and reordered, and so sent again",
-	Covers:   []string{"Z72", "Z35"},
-	Protos:   []Proto{TCP},
-	Families: BothFamilies,
-	Links:    NICLinks,
+	Name:   "data/reuse-under-loss",
+	Doc:    "nor when segments are lost, doubled and reordered, and so sent again",
+	Covers: []string{"Z72", "Z35"},
+	Axes:   OnNICs.For(TCP),
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	expectDisturbed := t.disturb(
@@ -160,12 +154,10 @@ func reuse(t *T, pair *Pair, sends int) {
 }
 
 var _ = add(Case{
-	Name:     "data/memory-goes-away",
-	Doc:      "memory that is write-protected, made inaccessible or unmapped right after the send still reaches the peer as it was",
-	Covers:   []string{"Z63", "Z71"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "data/memory-goes-away",
+	Doc:    "memory that is write-protected, made inaccessible or unmapped right after the send still reaches the peer as it was",
+	Covers: []string{"Z63", "Z71"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	if t.Link == network.NIC {
@@ -204,12 +196,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "data/partly-unmapped",
-	Doc:      "of a buffer that ends in unmapped memory nothing is sent but what a short count says, and a failed send takes no id",
-	Covers:   []string{"Z62", "Z11"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "data/partly-unmapped",
+	Doc:    "of a buffer that ends in unmapped memory nothing is sent but what a short count says, and a failed send takes no id",
+	Covers: []string{"Z62", "Z11"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	memory := t.Memory(3)
@@ -234,12 +224,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "data/late-dma",
-	Doc:      "a device that reads the payload late still reads what was sent: the application overwrites its buffer as soon as it is notified, and not before",
-	Covers:   []string{"Z72", "Z3A"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.NIC},
+	Name:   "data/late-dma",
+	Doc:    "a device that reads the payload late still reads what was sent: the application overwrites its buffer as soon as it is notified, and not before",
+	Covers: []string{"Z72", "Z3A"},
+	Axes:   OnNIC,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	t.NIC().LateDMA(true)
@@ -280,12 +268,10 @@ func heldFrames(t *T) int {
 }
 
 var _ = add(Case{
-	Name:     "data/late-dma-after-loss",
-	Doc:      "nor does a buffer change under a retransmission that the device reads late",
-	Covers:   []string{"Z72", "Z36", "Z3A"},
-	Protos:   []Proto{TCP},
-	Families: BothFamilies,
-	Links:    []network.Link{network.NIC},
+	Name:   "data/late-dma-after-loss",
+	Doc:    "nor does a buffer change under a retransmission that the device reads late",
+	Covers: []string{"Z72", "Z36", "Z3A"},
+	Axes:   OnNIC.For(TCP),
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	lost := t.NIC().AddRule(nic.Rule{Port: t.NIC().Sender, Match: nic.TCPData, Action: nic.Drop})

@@ -13,25 +13,18 @@ import (
 	"github.com/zcvet/zcvet/guest/notify"
 )
 
-// onlyNIC is the link on which data is sent from the application's pages.
-var onlyNIC = []network.Link{network.NIC}
-
 var _ = add(Case{
-	Name:     "delivery/exactly-once",
-	Doc:      "at quiescence every send has been notified exactly once, whatever the sizes",
-	Covers:   []string{"Z30", "Z70"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "delivery/exactly-once",
+	Doc:    "at quiescence every send has been notified exactly once, whatever the sizes",
+	Covers: []string{"Z30", "Z70"},
+	Axes:   Everywhere,
 }, func(t *T) { exchange(t, t.Pair(), 60) })
 
 var _ = add(Case{
-	Name:     "delivery/exactly-once-under-loss",
-	Doc:      "lost, doubled and reordered segments change the order of notifications at most, never their number",
-	Covers:   []string{"Z30", "Z35", "Z70"},
-	Protos:   []Proto{TCP},
-	Families: BothFamilies,
-	Links:    NICLinks,
+	Name:   "delivery/exactly-once-under-loss",
+	Doc:    "lost, doubled and reordered segments change the order of notifications at most, never their number",
+	Covers: []string{"Z30", "Z35", "Z70"},
+	Axes:   OnNICs.For(TCP),
 }, func(t *T) {
 	pair := t.Pair()
 	expectDisturbed := t.disturb(
@@ -88,13 +81,11 @@ func exchange(t *T, pair *Pair, sends int) {
 }
 
 var _ = add(Case{
-	Name:     "delivery/adjacent-notifications-merge",
-	Doc:      "notifications of consecutive sends, completed in order, come as one range",
-	Covers:   []string{"Z31"},
-	Level:    Should,
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "delivery/adjacent-notifications-merge",
+	Doc:    "notifications of consecutive sends, completed in order, come as one range",
+	Covers: []string{"Z31"},
+	Level:  Should,
+	Axes:   Everywhere,
 }, func(t *T) {
 	queue := t.NewQueue()
 	for range 5 {
@@ -105,12 +96,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "delivery/only-adjacent-notifications-merge",
-	Doc:      "when the device gives buffers back out of order, a notification is merged only with the send right before it",
-	Covers:   []string{"Z31", "Z35", "Z3A"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    onlyNIC,
+	Name:   "delivery/only-adjacent-notifications-merge",
+	Doc:    "when the device gives buffers back out of order, a notification is merged only with the send right before it",
+	Covers: []string{"Z31", "Z35", "Z3A"},
+	Axes:   OnNIC,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	edges := pair.Sender.WatchErrors()
@@ -134,12 +123,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "delivery/no-merging-across-timestamps",
-	Doc:      "a timestamp between two notifications keeps them apart and in their order",
-	Covers:   []string{"Z32", "Z39"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "delivery/no-merging-across-timestamps",
+	Doc:    "a timestamp between two notifications keeps them apart and in their order",
+	Covers: []string{"Z32", "Z39"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Send()
@@ -154,13 +141,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "delivery/merged-entry-keeps-first-code",
-	Doc:      "a merged range is COPIED if its first send was",
-	Covers:   []string{"Z33"},
-	Level:    Should,
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    onlyNIC,
+	Name:   "delivery/merged-entry-keeps-first-code",
+	Doc:    "a merged range is COPIED if its first send was",
+	Covers: []string{"Z33"},
+	Level:  Should,
+	Axes:   OnNIC,
 }, func(t *T) {
 	queue := t.NewQueue()
 	sniffer := openSniffer(t)
@@ -175,12 +160,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "delivery/not-before-acknowledged",
-	Doc:      "while the peer's acknowledgement is withheld a TCP send is not notified, because its pages may have to be sent again",
-	Covers:   []string{"Z36"},
-	Protos:   []Proto{TCP},
-	Families: BothFamilies,
-	Links:    onlyNIC,
+	Name:   "delivery/not-before-acknowledged",
+	Doc:    "while the peer's acknowledgement is withheld a TCP send is not notified, because its pages may have to be sent again",
+	Covers: []string{"Z36"},
+	Axes:   OnNIC.For(TCP),
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	withheld := t.NIC().AddRule(nic.Rule{Port: t.NIC().Receiver, Match: nic.TCPAck, Action: nic.Withhold})
@@ -199,12 +182,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "delivery/retransmission-keeps-pages",
-	Doc:      "a send whose segment was lost is not notified before its retransmission is acknowledged",
-	Covers:   []string{"Z36", "Z72"},
-	Protos:   []Proto{TCP},
-	Families: BothFamilies,
-	Links:    onlyNIC,
+	Name:   "delivery/retransmission-keeps-pages",
+	Doc:    "a send whose segment was lost is not notified before its retransmission is acknowledged",
+	Covers: []string{"Z36", "Z72"},
+	Axes:   OnNIC.For(TCP),
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	lost := t.NIC().AddRule(nic.Rule{Port: t.NIC().Sender, Match: nic.TCPData, Action: nic.Withhold})
@@ -220,12 +201,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "delivery/not-before-device-is-done",
-	Doc:      "a send is notified when the device gives its buffers back, not before",
-	Covers:   []string{"Z3A"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    onlyNIC,
+	Name:   "delivery/not-before-device-is-done",
+	Doc:    "a send is notified when the device gives its buffers back, not before",
+	Covers: []string{"Z3A"},
+	Axes:   OnNIC,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	t.NIC().Hold(true)
@@ -245,12 +224,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "delivery/after-shutdown",
-	Doc:      "sends are notified although the socket was shut down for writing meanwhile",
-	Covers:   []string{"Z37"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "delivery/after-shutdown",
+	Doc:    "sends are notified although the socket was shut down for writing meanwhile",
+	Covers: []string{"Z37"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	var sent [][]byte
@@ -266,12 +243,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "delivery/close-with-sends-pending",
-	Doc:      "a socket closed while the device still holds its sends loses no data and troubles nobody when they complete",
-	Covers:   []string{"Z37"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    onlyNIC,
+	Name:   "delivery/close-with-sends-pending",
+	Doc:    "a socket closed while the device still holds its sends loses no data and troubles nobody when they complete",
+	Covers: []string{"Z37"},
+	Axes:   OnNIC,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	t.NIC().Hold(true)
@@ -285,12 +260,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "delivery/recverr-off-keeps-notifications",
-	Doc:      "switching IP_RECVERR off throws away network errors, not notifications",
-	Covers:   []string{"Z38"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "delivery/recverr-off-keeps-notifications",
+	Doc:    "switching IP_RECVERR off throws away network errors, not notifications",
+	Covers: []string{"Z38"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	level, option := unix.SOL_IP, unix.IP_RECVERR
 	if t.Family == network.IPv6 {

@@ -37,12 +37,10 @@ func limitOptmem(t *T, bytes int) {
 }
 
 var _ = add(Case{
-	Name:     "limits/optmem-in-flight",
-	Doc:      "with optmem_max used up by sends in flight a send is refused with ENOBUFS, takes no id, and works again when they are done",
-	Covers:   []string{"Z60", "Z11"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    onlyNIC,
+	Name:   "limits/optmem-in-flight",
+	Doc:    "with optmem_max used up by sends in flight a send is refused with ENOBUFS, takes no id, and works again when they are done",
+	Covers: []string{"Z60", "Z11"},
+	Axes:   OnNIC,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	limitOptmem(t, tightOptmem)
@@ -97,12 +95,10 @@ func sendUntilRefused(t *T, pair *Pair) int {
 }
 
 var _ = add(Case{
-	Name:     "limits/optmem-unread",
-	Doc:      "with optmem_max used up by unread notifications a send is refused with ENOBUFS and works again after draining",
-	Covers:   []string{"Z60", "Z11"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "limits/optmem-unread",
+	Doc:    "with optmem_max used up by unread notifications a send is refused with ENOBUFS and works again after draining",
+	Covers: []string{"Z60", "Z11"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	queue := t.NewQueue()
 	limitOptmem(t, tightOptmem)
@@ -131,12 +127,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "limits/memlock",
-	Doc:      "without CAP_IPC_LOCK RLIMIT_MEMLOCK bounds the pinned pages: ENOBUFS beyond it, and all of it is free again after the notification",
-	Covers:   []string{"Z61", "Z11"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "limits/memlock",
+	Doc:    "without CAP_IPC_LOCK RLIMIT_MEMLOCK bounds the pinned pages: ENOBUFS beyond it, and all of it is free again after the notification",
+	Covers: []string{"Z61", "Z11"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	data := t.Payload(1000, 1)

@@ -6,17 +6,13 @@ import (
 	"errors"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/zcvet/zcvet/guest/network"
 )
 
 var _ = add(Case{
-	Name:     "option/off-flag-ignored",
-	Doc:      "without SO_ZEROCOPY the flag is ignored: the data is sent, no id is taken, no notification comes",
-	Covers:   []string{"Z01"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "option/off-flag-ignored",
+	Doc:    "without SO_ZEROCOPY the flag is ignored: the data is sent, no id is taken, no notification comes",
+	Covers: []string{"Z01"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair(WithoutZerocopy)
 	for i := range 3 {
@@ -34,11 +30,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "option/values",
-	Doc:      "SO_ZEROCOPY takes 0 and 1, getsockopt returns it, anything else is EINVAL and changes nothing",
-	Covers:   []string{"Z02"},
-	Protos:   []Proto{TCP, UDP, VSOCK},
-	Families: BothFamilies,
+	Name:   "option/values",
+	Doc:    "SO_ZEROCOPY takes 0 and 1, getsockopt returns it, anything else is EINVAL and changes nothing",
+	Covers: []string{"Z02"},
+	Axes:   Everywhere.For(TCP, UDP, VSOCK).On(),
 }, func(t *T) {
 	s := t.Socket(SenderEnd)
 	expect := func(want int, when string) {
@@ -107,12 +102,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "option/inherited-by-accept",
-	Doc:      "an accepted socket has the listener's setting, and its own ids from 0",
-	Covers:   []string{"Z04", "Z05"},
-	Protos:   []Proto{TCP},
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "option/inherited-by-accept",
+	Doc:    "an accepted socket has the listener's setting, and its own ids from 0",
+	Covers: []string{"Z04", "Z05"},
+	Axes:   Everywhere.For(TCP),
 }, func(t *T) {
 	for _, on := range []bool{true, false} {
 		// The listener is the sender's, so that the accepted socket sends over
@@ -137,12 +130,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "option/set-at-any-time",
-	Doc:      "the option can be set before and after connecting; while it is off no ids are taken, and the count goes on when it is on again",
-	Covers:   []string{"Z01", "Z05", "Z10"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback, network.NIC},
+	Name:   "option/set-at-any-time",
+	Doc:    "the option can be set before and after connecting; while it is off no ids are taken, and the count goes on when it is on again",
+	Covers: []string{"Z01", "Z05", "Z10"},
+	Axes:   CopiedAndNot,
 }, func(t *T) {
 	pair := t.Pair(WithoutZerocopy)
 	seed := byte(0)

@@ -26,12 +26,10 @@ func (s *Socket) pollNow() int16 {
 }
 
 var _ = add(Case{
-	Name:     "poll/error-while-pending",
-	Doc:      "POLLERR is reported unasked while the error queue holds an entry, and no longer",
-	Covers:   []string{"Z40"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "poll/error-while-pending",
+	Doc:    "POLLERR is reported unasked while the error queue holds an entry, and no longer",
+	Covers: []string{"Z40"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	queue := t.NewQueue()
 	expect := func(want int16, when string) {
@@ -78,12 +76,10 @@ func epollOn(t *T, s *Socket, events uint32) (epoll int, wait func(time.Duration
 // declareEdges declares the case for one combination of epoll flags.
 func declareEdges(name string, flags uint32) struct{} {
 	return add(Case{
-		Name:     "poll/" + name,
-		Doc:      "each notification, even one merged into an entry nobody has read, wakes an edge-triggered waiter once",
-		Covers:   []string{"Z41"},
-		Protos:   IP,
-		Families: BothFamilies,
-		Links:    EveryLink,
+		Name:   "poll/" + name,
+		Doc:    "each notification, even one merged into an entry nobody has read, wakes an edge-triggered waiter once",
+		Covers: []string{"Z41"},
+		Axes:   Everywhere,
 	}, func(t *T) {
 		queue := t.NewQueue()
 		_, wait := epollOn(t, queue.Sender, flags)
@@ -115,12 +111,10 @@ var (
 )
 
 var _ = add(Case{
-	Name:     "poll/one-shot",
-	Doc:      "a one-shot waiter is woken once and stays silent until it is armed again, and then learns what is pending",
-	Covers:   []string{"Z41"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "poll/one-shot",
+	Doc:    "a one-shot waiter is woken once and stays silent until it is armed again, and then learns what is pending",
+	Covers: []string{"Z41"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	queue := t.NewQueue()
 	const flags = unix.EPOLLET | unix.EPOLLONESHOT
@@ -142,12 +136,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "poll/real-error",
-	Doc:      "a socket error and pending notifications both raise POLLERR, and each is told by its own means",
-	Covers:   []string{"Z42"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "poll/real-error",
+	Doc:    "a socket error and pending notifications both raise POLLERR, and each is told by its own means",
+	Covers: []string{"Z42"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	sendAndAwait(t, pair)

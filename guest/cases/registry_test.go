@@ -58,9 +58,9 @@ func TestDeclarations(t *testing.T) {
 			if c.Level != Must && c.Level != Should {
 				t.Errorf("level %q", c.Level)
 			}
-			expectValues(t, "protocols", c.Protos, protos)
-			expectValues(t, "families", c.Families, families)
-			expectValues(t, "links", c.Links, network.Links)
+			expectValues(t, "protocols", c.Axes.Protos, protos)
+			expectValues(t, "families", c.Axes.Families, families)
+			expectValues(t, "links", c.Axes.Links, network.Links)
 			for _, need := range c.Needs {
 				if !slices.ContainsFunc(features, func(f feature) bool { return f.name == need }) {
 					t.Errorf("needs %q, which is no feature", need)
@@ -111,20 +111,20 @@ func TestInstances(t *testing.T) {
 		want []string
 	}{
 		{"no axis", Case{}, []string{"x/y"}},
-		{"one axis", Case{Links: NICLinks}, []string{"x/y/nic", "x/y/nic-nosg"}},
+		{"one axis", Case{Axes: Axes{Links: NICLinks}}, []string{"x/y/nic", "x/y/nic-nosg"}},
 		{
 			"product",
-			Case{Protos: IP, Families: BothFamilies},
+			Case{Axes: Axes{Protos: IP, Families: BothFamilies}},
 			[]string{"x/y/tcp/ipv4", "x/y/tcp/ipv6", "x/y/udp/ipv4", "x/y/udp/ipv6"},
 		},
 		{
 			"vsock has neither family nor link",
-			Case{Protos: []Proto{UDP, VSOCK}, Families: BothFamilies, Links: []network.Link{network.Veth}},
+			Case{Axes: Everywhere.For(UDP, VSOCK).On(network.Veth)},
 			[]string{"x/y/udp/ipv4/veth", "x/y/udp/ipv6/veth", "x/y/vsock"},
 		},
 		{
 			"skipped combinations",
-			Case{Protos: IP, Skip: func(i Instance) bool { return i.Proto == UDP }},
+			Case{Axes: Axes{Protos: IP}, Skip: func(i Instance) bool { return i.Proto == UDP }},
 			[]string{"x/y/tcp"},
 		},
 	} {

@@ -71,13 +71,11 @@ func most(profile notify.Profile) int {
 }
 
 var _ = add(Case{
-	Name:     "scm/fifo",
-	Doc:      "notifications come in the order of the queue, up to the capacity, on sends with and without MSG_ZEROCOPY, and the rest stays",
-	Covers:   []string{"N01", "N08"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
-	Needs:    scm,
+	Name:   "scm/fifo",
+	Doc:    "notifications come in the order of the queue, up to the capacity, on sends with and without MSG_ZEROCOPY, and the rest stays",
+	Covers: []string{"N01", "N08"},
+	Axes:   Everywhere,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Fill(5)
@@ -95,13 +93,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/merged-range",
-	Doc:      "a range of merged notifications takes one element",
-	Covers:   []string{"N01"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
-	Needs:    scm,
+	Name:   "scm/merged-range",
+	Doc:    "a range of merged notifications takes one element",
+	Covers: []string{"N01"},
+	Axes:   Everywhere,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	for range 4 {
@@ -112,13 +108,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/full-capacity",
-	Doc:      "the largest capacity is filled, and one entry more than that stays in the queue",
-	Covers:   []string{"N01"},
-	Protos:   IP,
-	Families: []network.Family{network.IPv4},
-	Links:    []network.Link{network.Loopback, network.NIC},
-	Needs:    scm,
+	Name:   "scm/full-capacity",
+	Doc:    "the largest capacity is filled, and one entry more than that stays in the queue",
+	Covers: []string{"N01"},
+	Axes:   CopiedAndNot.Over(network.IPv4),
+	Needs:  scm,
 }, func(t *T) {
 	capacity := most(t.Profile())
 	queue := t.NewQueue()
@@ -136,13 +130,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/nothing-pending",
-	Doc:      "with nothing pending the send succeeds and reports no notification",
-	Covers:   []string{"N02"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
-	Needs:    scm,
+	Name:   "scm/nothing-pending",
+	Doc:    "with nothing pending the send succeeds and reports no notification",
+	Covers: []string{"N02"},
+	Axes:   Everywhere,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	for _, capacity := range []int{1, most(t.Profile())} {
@@ -158,13 +150,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/empty-send",
-	Doc:      "a send without data reads notifications too: a stream sends nothing, a datagram socket an empty datagram",
-	Covers:   []string{"N01", "N02"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback, network.NIC},
-	Needs:    scm,
+	Name:   "scm/empty-send",
+	Doc:    "a send without data reads notifications too: a stream sends nothing, a datagram socket an empty datagram",
+	Covers: []string{"N01", "N02"},
+	Axes:   CopiedAndNot,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Fill(2)
@@ -187,13 +177,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/refused-requests",
-	Doc:      "a malformed request is EINVAL, sends nothing and reads nothing",
-	Covers:   []string{"N03"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback, network.NIC},
-	Needs:    scm,
+	Name:   "scm/refused-requests",
+	Doc:    "a malformed request is EINVAL, sends nothing and reads nothing",
+	Covers: []string{"N03"},
+	Axes:   CopiedAndNot,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Send()
@@ -228,13 +216,11 @@ func (q *Queue) ExpectNothingSent() {
 }
 
 var _ = add(Case{
-	Name:     "scm/option-off",
-	Doc:      "without SO_ZEROCOPY on the socket the control message is EINVAL",
-	Covers:   []string{"N03"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback},
-	Needs:    scm,
+	Name:   "scm/option-off",
+	Doc:    "without SO_ZEROCOPY on the socket the control message is EINVAL",
+	Covers: []string{"N03"},
+	Axes:   OnLoopback,
+	Needs:  scm,
 }, func(t *T) {
 	pair := t.Pair(WithoutZerocopy)
 	_, err := notify.Send(pair.Sender.FD, &notify.Message{Buffers: [][]byte{[]byte("x")}, Control: t.Profile().Encode(1)})
@@ -244,13 +230,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/size-zero",
-	Doc:      "room for no notification is refused or returns none, and reads nothing",
-	Covers:   []string{"N03", "N02"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback},
-	Needs:    scm,
+	Name:   "scm/size-zero",
+	Doc:    "room for no notification is refused or returns none, and reads nothing",
+	Covers: []string{"N03", "N02"},
+	Axes:   OnLoopback,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Send()
@@ -271,13 +255,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/beside-error-queue",
-	Doc:      "both ways of reading, in turn, return every notification exactly once",
-	Covers:   []string{"N04", "Z30"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
-	Needs:    scm,
+	Name:   "scm/beside-error-queue",
+	Doc:    "both ways of reading, in turn, return every notification exactly once",
+	Covers: []string{"N04", "Z30"},
+	Axes:   Everywhere,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Fill(6)
@@ -297,13 +279,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/two-threads",
-	Doc:      "a thread that reads by control messages and one that reads the error queue together get every notification exactly once",
-	Covers:   []string{"N04", "Z17", "Z30"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback, network.NIC},
-	Needs:    scm,
+	Name:   "scm/two-threads",
+	Doc:    "a thread that reads by control messages and one that reads the error queue together get every notification exactly once",
+	Covers: []string{"N04", "Z17", "Z30"},
+	Axes:   CopiedAndNot,
+	Needs:  scm,
 }, func(t *T) {
 	const sends = 300
 	pair := t.Pair(noDelay)
@@ -353,13 +333,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/timestamps-stay",
-	Doc:      "timestamps between notifications are passed over, stay in the queue in their order, and stay announced",
-	Covers:   []string{"N05"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
-	Needs:    scm,
+	Name:   "scm/timestamps-stay",
+	Doc:    "timestamps between notifications are passed over, stay in the queue in their order, and stay announced",
+	Covers: []string{"N05"},
+	Axes:   Everywhere,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Separate()
@@ -378,13 +356,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/network-errors-stay",
-	Doc:      "an ICMP error between notifications is passed over and stays in the queue, and is announced when it gets to its head",
-	Covers:   []string{"N05"},
-	Protos:   []Proto{UDP},
-	Families: BothFamilies,
-	Links:    EveryLink,
-	Needs:    scm,
+	Name:   "scm/network-errors-stay",
+	Doc:    "an ICMP error between notifications is passed over and stays in the queue, and is announced when it gets to its head",
+	Covers: []string{"N05"},
+	Axes:   Everywhere.For(UDP),
+	Needs:  scm,
 }, func(t *T) {
 	profile := t.Profile()
 	level, option := unix.SOL_IP, unix.IP_RECVERR
@@ -451,13 +427,11 @@ func takePendingError(t *T, s *Socket) {
 }
 
 var _ = add(Case{
-	Name:     "scm/zerocopy-flag",
-	Doc:      "the flag of an element is the inverse of COPIED in the error queue",
-	Covers:   []string{"N06", "Z50", "Z51"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
-	Needs:    scm,
+	Name:   "scm/zerocopy-flag",
+	Doc:    "the flag of an element is the inverse of COPIED in the error queue",
+	Covers: []string{"N06", "Z50", "Z51"},
+	Axes:   Everywhere,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Send()
@@ -476,13 +450,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/poll-clears",
-	Doc:      "EPOLLERR goes away with the last notification",
-	Covers:   []string{"N07"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
-	Needs:    scm,
+	Name:   "scm/poll-clears",
+	Doc:    "EPOLLERR goes away with the last notification",
+	Covers: []string{"N07"},
+	Axes:   Everywhere,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Send()
@@ -497,13 +469,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/edge-for-the-rest",
-	Doc:      "with entries left an edge-triggered waiter is woken again, as after a read of the error queue",
-	Covers:   []string{"N07", "N05"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
-	Needs:    scm,
+	Name:   "scm/edge-for-the-rest",
+	Doc:    "with entries left an edge-triggered waiter is woken again, as after a read of the error queue",
+	Covers: []string{"N07", "N05"},
+	Axes:   Everywhere,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Fill(3)
@@ -523,13 +493,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/sendmmsg",
-	Doc:      "each message of one sendmmsg call gets its own notifications",
-	Covers:   []string{"N08"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback, network.NIC},
-	Needs:    scm,
+	Name:   "scm/sendmmsg",
+	Doc:    "each message of one sendmmsg call gets its own notifications",
+	Covers: []string{"N08"},
+	Axes:   CopiedAndNot,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Fill(3)
@@ -560,13 +528,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/smap",
-	Doc:      "with SMAP and SMEP on, the kernel reaches the caller's memory through its accessors only",
-	Covers:   []string{"N09"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback, network.NIC},
-	Needs:    scm,
+	Name:   "scm/smap",
+	Doc:    "with SMAP and SMEP on, the kernel reaches the caller's memory through its accessors only",
+	Covers: []string{"N09"},
+	Axes:   CopiedAndNot,
+	Needs:  scm,
 }, func(t *T) {
 	requireCPU(t, "smap", "smep")
 	queue := t.NewQueue()
@@ -599,13 +565,11 @@ func requireCPU(t *T, flags ...string) {
 }
 
 var _ = add(Case{
-	Name:     "scm/no-kernel-memory",
-	Doc:      "padding and unused elements hold the caller's bytes afterwards, or zeros, never kernel memory",
-	Covers:   []string{"N16"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback, network.NIC},
-	Needs:    scm,
+	Name:   "scm/no-kernel-memory",
+	Doc:    "padding and unused elements hold the caller's bytes afterwards, or zeros, never kernel memory",
+	Covers: []string{"N16"},
+	Axes:   CopiedAndNot,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Fill(2)
@@ -624,12 +588,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/msghdr-is-const",
-	Doc:      "a send without the control message writes neither msghdr nor control buffer: both may lie in read-only memory",
-	Covers:   []string{"N17"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    EveryLink,
+	Name:   "scm/msghdr-is-const",
+	Doc:    "a send without the control message writes neither msghdr nor control buffer: both may lie in read-only memory",
+	Covers: []string{"N17"},
+	Axes:   Everywhere,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Send() // something the kernel could be tempted to return
@@ -672,12 +634,10 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/unknown-is-refused",
-	Doc:      "a kernel without the series answers EINVAL to the control message, which is how applications probe for it",
-	Covers:   []string{"N17"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback},
+	Name:   "scm/unknown-is-refused",
+	Doc:    "a kernel without the series answers EINVAL to the control message, which is how applications probe for it",
+	Covers: []string{"N17"},
+	Axes:   OnLoopback,
 }, func(t *T) {
 	if t.environment.feature(SCMNotification) == nil {
 		t.Skipf("this kernel has SCM_ZC_NOTIFICATION")

@@ -21,9 +21,8 @@ import (
 // failure is a way to make a send fail after the kernel has parsed its control
 // messages, when a notification taken off the queue too early is lost.
 type failure struct {
-	errno  unix.Errno
-	protos []Proto
-	links  []network.Link
+	errno unix.Errno
+	axes  Axes
 	// prepare brings the queue's sockets into the state in which the send of
 	// message fails. It may end the case.
 	prepare func(t *T, q *Queue, message *notify.Message)
@@ -34,7 +33,7 @@ type failure struct {
 
 var failures = map[string]failure{
 	"data-unmapped": {
-		errno: unix.EFAULT, protos: IP, links: EveryLink,
+		errno: unix.EFAULT, axes: Everywhere,
 		prepare: func(t *T, q *Queue, message *notify.Message) {
 			memory := t.Memory(1)
 			t.Check(memory.Protect(0, 1, notify.NoAccess), "take away access")
@@ -42,7 +41,7 @@ var failures = map[string]failure{
 		},
 	},
 	"data-unmapped-zerocopy": {
-		errno: unix.EFAULT, protos: IP, links: onlyNIC,
+		errno: unix.EFAULT, axes: OnNIC,
 		prepare: func(t *T, q *Queue, message *notify.Message) {
 			memory := t.Memory(1)
 			t.Check(memory.Protect(0, 1, notify.NoAccess), "take away access")
@@ -51,20 +50,20 @@ var failures = map[string]failure{
 		},
 	},
 	"shut-down": {
-		errno: unix.EPIPE, protos: IP, links: EveryLink,
+		errno: unix.EPIPE, axes: Everywhere,
 		prepare: func(t *T, q *Queue, _ *notify.Message) {
 			t.Check(unix.Shutdown(q.Sender.FD, unix.SHUT_WR), "shutdown")
 		},
 	},
 	"send-buffer-full": {
-		errno: unix.EAGAIN, protos: IP, links: onlyNIC,
+		errno: unix.EAGAIN, axes: OnNIC,
 		prepare: func(t *T, q *Queue, message *notify.Message) {
 			fillSendBuffer(t, q, message)
 			message.Flags |= unix.MSG_DONTWAIT
 		},
 	},
 	"interrupted": {
-		errno: unix.EINTR, protos: IP, links: onlyNIC,
+		errno: unix.EINTR, axes: OnNIC,
 		prepare: fillSendBuffer,
 		during: func(_ *Queue, thread int, stop <-chan struct{}) {
 			// A signal that comes before the send waits does nothing.
@@ -79,7 +78,7 @@ var failures = map[string]failure{
 		},
 	},
 	"reset-while-waiting": {
-		errno: unix.ECONNRESET, protos: []Proto{TCP}, links: onlyNIC,
+		errno: unix.ECONNRESET, axes: OnNIC.For(TCP),
 		prepare: fillSendBuffer,
 		during: func(q *Queue, thread int, stop <-chan struct{}) {
 			for asleep := 0; asleep < 3; {
@@ -100,7 +99,7 @@ var failures = map[string]failure{
 		},
 	},
 	"no-memory-for-notification": {
-		errno: unix.ENOBUFS, protos: IP, links: EveryLink,
+		errno: unix.ENOBUFS, axes: Everywhere,
 		prepare: func(t *T, _ *Queue, message *notify.Message) {
 			// Room for one is few enough bytes not to be charged itself.
 			message.Control = t.Profile().Encode(1)
@@ -109,7 +108,7 @@ var failures = map[string]failure{
 		},
 	},
 	"too-long-for-path": {
-		errno: unix.EMSGSIZE, protos: []Proto{UDP}, links: []network.Link{network.NIC, network.NICNoSG, network.Veth},
+		errno: unix.EMSGSIZE, axes: Everywhere.For(UDP).On(network.NIC, network.NICNoSG, network.Veth),
 		prepare: func(t *T, q *Queue, message *notify.Message) {
 			if t.Family == network.IPv6 {
 				SetOption(unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO)(q.Sender)
@@ -121,13 +120,13 @@ var failures = map[string]failure{
 		},
 	},
 	"too-long-for-datagram": {
-		errno: unix.EMSGSIZE, protos: []Proto{UDP}, links: []network.Link{network.Loopback},
+		errno: unix.EMSGSIZE, axes: OnLoopback.For(UDP),
 		prepare: func(_ *T, _ *Queue, message *notify.Message) {
 			message.Buffers = [][]byte{make([]byte, 70000)}
 		},
 	},
 	"refused-before": {
-		errno: unix.ECONNREFUSED, protos: []Proto{UDP}, links: EveryLink,
+		errno: unix.ECONNREFUSED, axes: Everywhere.For(UDP),
 		prepare: func(t *T, q *Queue, _ *notify.Message) {
 			q.Receiver.Close()
 			q.Sender.MustSend([]byte("nobody there"), 0)
@@ -135,7 +134,7 @@ var failures = map[string]failure{
 		},
 	},
 	"no-route": {
-		errno: unix.ENETUNREACH, protos: []Proto{UDP}, links: []network.Link{network.Loopback},
+		errno: unix.ENETUNREACH, axes: OnLoopback.For(UDP),
 		prepare: func(t *T, _ *Queue, message *notify.Message) {
 			nowhere := netip.MustParseAddrPort("10.255.255.1:9")
 			if t.Family == network.IPv6 {
@@ -145,7 +144,7 @@ var failures = map[string]failure{
 		},
 	},
 	"broadcast": {
-		errno: unix.EACCES, protos: []Proto{UDP}, links: onlyNIC,
+		errno: unix.EACCES, axes: OnNIC.For(UDP).Over(network.IPv4), // IPv6 has no broadcast
 		prepare: func(_ *T, _ *Queue, message *notify.Message) {
 			message.Name = notify.Address(netip.MustParseAddrPort("192.0.2.255:9"))
 		},
@@ -155,16 +154,11 @@ var failures = map[string]failure{
 func init() {
 	for name, failure := range failures {
 		add(Case{
-			Name:     "scm/failed-send/" + name,
-			Doc:      fmt.Sprintf("a send that fails with %s reads no notification, or returns it: none is lost", unix.ErrnoName(failure.errno)),
-			Covers:   []string{"N10"},
-			Protos:   failure.protos,
-			Families: BothFamilies,
-			Links:    failure.links,
-			Needs:    scm,
-			Skip: func(i Instance) bool {
-				return failure.errno == unix.EACCES && i.Family == network.IPv6 // which has no broadcast
-			},
+			Name:   "scm/failed-send/" + name,
+			Doc:    fmt.Sprintf("a send that fails with %s reads no notification, or returns it: none is lost", unix.ErrnoName(failure.errno)),
+			Covers: []string{"N10"},
+			Axes:   failure.axes,
+			Needs:  scm,
 		}, func(t *T) {
 			queue := t.NewQueue()
 			queue.Fill(3)
@@ -266,13 +260,11 @@ var unwritables = map[string]unwritable{
 func init() {
 	for name, place := range unwritables {
 		add(Case{
-			Name:     "scm/fault/" + name,
-			Doc:      "an answer that cannot be written loses no notification, and the call does not fail after the data went out",
-			Covers:   []string{"N11", "N09"},
-			Protos:   IP,
-			Families: BothFamilies,
-			Links:    []network.Link{network.Loopback, network.NIC},
-			Needs:    scm,
+			Name:   "scm/fault/" + name,
+			Doc:    "an answer that cannot be written loses no notification, and the call does not fail after the data went out",
+			Covers: []string{"N11", "N09"},
+			Axes:   CopiedAndNot,
+			Needs:  scm,
 		}, func(t *T) { faultOnAnswer(t, place) })
 	}
 }
@@ -326,13 +318,11 @@ func faultOnAnswer(t *T, place unwritable) {
 }
 
 var _ = add(Case{
-	Name:     "scm/other-messages",
-	Doc:      "other control messages of the call take effect and stay as and where they are, before, behind and around the request",
-	Covers:   []string{"N12"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback, network.NIC},
-	Needs:    scm,
+	Name:   "scm/other-messages",
+	Doc:    "other control messages of the call take effect and stay as and where they are, before, behind and around the request",
+	Covers: []string{"N12"},
+	Axes:   CopiedAndNot,
+	Needs:  scm,
 }, func(t *T) {
 	profile := t.Profile()
 	queue := t.NewQueue()
@@ -379,13 +369,11 @@ func hopLimit(t *T, control []byte) []byte {
 }
 
 var _ = add(Case{
-	Name:     "scm/invalid-neighbour",
-	Doc:      "an invalid control message beside the request fails the call, which sends nothing and reads nothing",
-	Covers:   []string{"N12", "N10"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback, network.NIC},
-	Needs:    scm,
+	Name:   "scm/invalid-neighbour",
+	Doc:    "an invalid control message beside the request fails the call, which sends nothing and reads nothing",
+	Covers: []string{"N12", "N10"},
+	Axes:   CopiedAndNot,
+	Needs:  scm,
 }, func(t *T) {
 	profile := t.Profile()
 	queue := t.NewQueue()
@@ -406,13 +394,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/two-requests",
-	Doc:      "two requests in one call are refused, or answered without loss and without returning anything twice",
-	Covers:   []string{"N14"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback, network.NIC},
-	Needs:    scm,
+	Name:   "scm/two-requests",
+	Doc:    "two requests in one call are refused, or answered without loss and without returning anything twice",
+	Covers: []string{"N14"},
+	Axes:   CopiedAndNot,
+	Needs:  scm,
 }, func(t *T) {
 	profile := t.Profile()
 	queue := t.NewQueue()
@@ -441,14 +427,12 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/corked-chunk",
-	Doc:      "with a later chunk of a corked datagram, whose control messages are not parsed, the caller can tell: an error, or an answer",
-	Covers:   []string{"N15"},
-	Level:    Should,
-	Protos:   []Proto{UDP},
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback, network.NIC},
-	Needs:    scm,
+	Name:   "scm/corked-chunk",
+	Doc:    "with a later chunk of a corked datagram, whose control messages are not parsed, the caller can tell: an error, or an answer",
+	Covers: []string{"N15"},
+	Level:  Should,
+	Axes:   CopiedAndNot.For(UDP),
+	Needs:  scm,
 }, func(t *T) {
 	profile := t.Profile()
 	if !profile.ReportsCount() {
@@ -475,13 +459,11 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:     "scm/foreign-level",
-	Doc:      "a control message of the same type at another level reads nothing and is not written to",
-	Covers:   []string{"N20"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback, network.NIC},
-	Needs:    scm,
+	Name:   "scm/foreign-level",
+	Doc:    "a control message of the same type at another level reads nothing and is not written to",
+	Covers: []string{"N20"},
+	Axes:   CopiedAndNot,
+	Needs:  scm,
 }, func(t *T) {
 	profile := t.Profile()
 	queue := t.NewQueue()
@@ -510,13 +492,11 @@ var _ = add(Case{
 const internalFlags = 0x10000 | 0x20000 | 0x80000 | 0x100000 | 0x2000000 | 0x8000000
 
 var _ = add(Case{
-	Name:     "scm/internal-flags",
-	Doc:      "flags that only the kernel may set trigger nothing when the caller sets them, in the call or in the msghdr",
-	Covers:   []string{"N20"},
-	Protos:   IP,
-	Families: BothFamilies,
-	Links:    []network.Link{network.Loopback, network.NIC},
-	Needs:    scm,
+	Name:   "scm/internal-flags",
+	Doc:    "flags that only the kernel may set trigger nothing when the caller sets them, in the call or in the msghdr",
+	Covers: []string{"N20"},
+	Axes:   CopiedAndNot,
+	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Fill(2)
