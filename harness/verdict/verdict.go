@@ -134,6 +134,10 @@ const (
 	Timeout Status = "timeout"
 )
 
+// NotRun begins the detail of a case that was skipped because the run ended before
+// its turn. It says nothing about the kernel.
+const NotRun = "not run: "
+
 // Case is the result of one case on one protocol, family and link.
 type Case struct {
 	// ID is unique in the run: name/proto/family/link, without the axes the

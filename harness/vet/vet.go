@@ -393,7 +393,7 @@ func (p *Prepared) judge(outcome *suite.Result, run *verdict.Run, err error) {
 		c := &run.Cases[i]
 		if c.Status == "" {
 			c.Status = verdict.Skip
-			c.Detail = fmt.Sprintf("not run: %v", err)
+			c.Detail = fmt.Sprint(verdict.NotRun, err)
 		}
 	}
 	for _, feature := range outcome.Features {
