@@ -8,7 +8,6 @@ package vet
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -16,16 +15,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
-	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/harness/cache"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/kbuild"
 	"github.com/zcvet/zcvet/harness/machine"
 	"github.com/zcvet/zcvet/harness/matrix"
-	"github.com/zcvet/zcvet/harness/results"
-	"github.com/zcvet/zcvet/harness/rig"
 	"github.com/zcvet/zcvet/harness/series"
 	"github.com/zcvet/zcvet/harness/source"
 	"github.com/zcvet/zcvet/harness/splat"
@@ -43,6 +38,7 @@ type Options struct {
 	Refresh  bool   // look for a newer source than the cached one
 	Series   string // series.Load explains it
 	Revision int    // of the series, 0 for the one that is there
+	Patches  int    // how many of its patches to apply, 0 for all
 	NoFuzz   bool
 
 	Config string // a set of package kconfig
@@ -51,7 +47,8 @@ type Options struct {
 	Accelerator string // auto, kvm or tcg
 	CPU         string // QEMU's CPU model, empty for the best one
 
-	Suite  string // suite.Select explains it
+	Suite  string   // suite.Select explains it
+	Only   []string // narrows Suite to these instances, by id; empty does not
 	Seed   int64
 	Policy verdict.Policy
 
@@ -73,71 +70,19 @@ type Vetter struct {
 // error is then the reason the run ended early, and run.Exit says the same. A run
 // whose cases failed is no error. The verdict is nil if the options make no sense
 // or there is no place for results.
-func (v *Vetter) Run(ctx context.Context, options Options, command string) (run *verdict.Run, err error) {
-	wanted, err := suite.Select(options.Suite)
+func (v *Vetter) Run(ctx context.Context, options Options, command string) (*verdict.Run, error) {
+	attempt, err := v.Begin(options, command)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := configuration(options); err != nil {
-		return nil, err
+	prepared, err := attempt.Prepare(ctx)
+	if err == nil {
+		err = attempt.Cases(ctx, prepared)
+		prepared.Close()
 	}
-	started := time.Now()
-	directory, err := results.Create(options.Out, started, options.Kernel, filepath.Base(options.Series))
-	if err != nil {
-		return nil, err
-	}
-	run = &verdict.Run{Command: command, Started: started.UTC().Format(time.RFC3339), Seed: options.Seed}
-	run.Series.Spec = options.Series
-	defer func() {
-		run.Seconds = time.Since(started).Seconds()
-		if interrupted := ctx.Err(); interrupted != nil {
-			err = fault.New(fault.Infrastructure, "interrupted: %w", context.Cause(ctx))
-		}
-		run.Decide(options.Policy, err)
-		err = errors.Join(err, directory.Write(run), directory.Close())
-		v.UI.Note("results: %s", directory.Path)
-	}()
-	return run, v.vet(ctx, options, wanted, directory, run)
-}
-
-func (v *Vetter) vet(ctx context.Context, options Options, wanted func(link.Instance) bool, directory *results.Directory, run *verdict.Run) error {
-	prepared, err := v.Prepare(ctx, options, run)
-	if err != nil {
-		return err
-	}
-	if prepared.Kernel.Config != "" {
-		if err := directory.CopyConfig(prepared.Kernel.Config); err != nil {
-			return err
-		}
-	}
-	patience := machine.NewPatience(prepared.Accelerator, options.Config != defaultConfig)
-	step := v.UI.Step("cases")
-	booter := &rig.Booter{
-		Machine: prepared.Machine(options),
-		Evidence: func(caseID, kind string) (io.WriteCloser, error) {
-			return directory.Evidence(caseID, kind)
-		},
-	}
-	outcome, err := suite.Run(ctx, suite.Options{
-		Booter: booter,
-		Parameters: link.Parameters{
-			ABI: run.Series.ABI, Constant: run.Series.Constant, Seed: options.Seed, TimeScale: patience.Scale,
-		},
-		Wanted:   wanted,
-		Patience: patience,
-		Progress: step.Progress,
-		OnCase:   v.UI.Case,
-		Console:  directory.Console(),
-		Allowed:  prepared.allowed,
-	})
-	run.Machine.QEMU = booter.QEMU()
-	prepared.judge(outcome, run, err)
-	if err != nil {
-		step.Fail(err)
-		return err
-	}
-	step.Done("%d, booted in %.2f s%s", len(run.Cases), outcome.Boot.Seconds(), restores(outcome))
-	return nil
+	run, err := attempt.End(ctx, err)
+	v.UI.Note("results: %s", attempt.Path())
+	return run, err
 }
 
 func configuration(options Options) (*kconfig.Set, error) {
@@ -166,6 +111,15 @@ type Prepared struct {
 	Accelerator machine.Accelerator
 
 	allowed []splat.Allowed
+	// about is what a run on it says of kernel, series and machine.
+	about verdict.Run
+}
+
+// Close lets the cache drop the kernel.
+func (p *Prepared) Close() {
+	if p.Kernel != nil {
+		p.Kernel.Close()
+	}
 }
 
 // Machine is the machine of a run, without its NICs.
@@ -194,7 +148,12 @@ func (v *Vetter) prepare(ctx context.Context, options Options, run *verdict.Run,
 	if err := v.kernelAndImage(ctx, options, run, image, p); err != nil {
 		return nil, err
 	}
-	return p, v.accelerator(ctx, options, run, p)
+	if err := v.accelerator(ctx, options, run, p); err != nil {
+		p.Close()
+		return nil, err
+	}
+	p.about = verdict.Run{Kernel: run.Kernel, Series: run.Series, Machine: run.Machine}
+	return p, nil
 }
 
 // kernelAndImage builds both side by side, as neither depends on the other. The
@@ -277,6 +236,9 @@ func (v *Vetter) apply(ctx context.Context, options Options, run *verdict.Run, f
 	if err != nil {
 		step.Fail(err)
 		return nil, err
+	}
+	if options.Patches > 0 && options.Patches < len(wanted.Patches) {
+		wanted.Patches = wanted.Patches[:options.Patches]
 	}
 	patched, err := tree.Apply(ctx, from, wanted, tree.Options{NoFuzz: options.NoFuzz, Cache: v.Cache})
 	if err != nil {
