@@ -48,6 +48,10 @@ const (
 	Hang      Kind = "hang"      // the harness, not the kernel, noticed the silence
 	Alloc     Kind = "alloc"     // page allocation failure; only if asked for
 	Truncated Kind = "truncated" // a report began and the log ended before it said what it is
+
+	// Unreadable is a console that cannot be scanned from here on: whatever the
+	// kernel says on it, nobody will know.
+	Unreadable Kind = "unreadable"
 )
 
 // hangs tells whether a report of this kind shows what processors or tasks were

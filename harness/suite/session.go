@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"sync"
 	"time"
@@ -32,12 +31,13 @@ type session struct {
 	closed   chan struct{}
 
 	scanner *splat.Scanner
+	shown   string // the case the console is at; only the console reader uses it
 	// complained has one element while the console has shown something new.
 	complained chan struct{}
 	lock       sync.Mutex // guards the fields below, which the console reader writes
 	found      []splat.Splat
 	lastLine   time.Time
-	unreadable error
+	unreadable bool // found says so
 	// ended holds the cases whose end the console has shown and the link has
 	// not: the guest does not wait for us, and is ahead on either of them.
 	ended map[string]bool
@@ -100,6 +100,7 @@ func (s *session) consoleLine(line string) {
 	s.runner.console.line(line)
 	id, start, marked := link.ParseMark(line)
 	if marked && start {
+		s.shown = id
 		s.scanner.SetCase(id)
 	}
 	_, err := s.scanner.Write([]byte(line + "\n"))
@@ -149,15 +150,17 @@ func (s *session) awaitMark(ctx context.Context, id string, patience time.Durati
 // flush ends the report that is being read, if any: no more console will come.
 func (s *session) flush() { s.collect(s.scanner.Close()) }
 
-// collect takes the finished reports from the scanner, and the error of a log it
-// cannot read.
+// collect takes the finished reports from the scanner. A console it cannot read
+// is a complaint too: a green result would say that the kernel was silent, and
+// that is not known.
 func (s *session) collect(err error) {
 	splats := s.scanner.Take()
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	s.lastLine = time.Now()
-	if s.unreadable == nil {
-		s.unreadable = err
+	if err != nil && !s.unreadable {
+		s.unreadable = true
+		splats = append(splats, splat.Splat{Kind: splat.Unreadable, Title: err.Error(), Case: s.shown})
 	}
 	s.found = append(s.found, splats...)
 	if len(splats) > 0 {
@@ -181,10 +184,11 @@ func (r *runner) keepSplats(s *session) []splat.Splat {
 }
 
 // fatal tells whether a machine that printed this is of no further use: what ran
-// was torn out with its locks held, or a processor is lost.
+// was torn out with its locks held, a processor is lost, or nobody can read what
+// it prints next.
 func fatal(s splat.Splat) bool {
 	switch s.Kind {
-	case splat.Oops, splat.Bug, splat.Panic, splat.Lockup, splat.RCUStall, splat.Hang:
+	case splat.Oops, splat.Bug, splat.Panic, splat.Lockup, splat.RCUStall, splat.Hang, splat.Unreadable:
 		return true
 	}
 	return false
@@ -287,9 +291,9 @@ func (s *session) awaitHello(ctx context.Context) (*link.Hello, error) {
 	}
 }
 
-func isClosed(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || !errors.Is(err, link.ErrCorrupt)
-}
+// isClosed tells a link that ended with its machine from one that carries what the
+// agent cannot have sent.
+func isClosed(err error) bool { return !errors.Is(err, link.ErrCorrupt) }
 
 // powerOff asks the agent to power off and waits for it.
 func (s *session) powerOff(ctx context.Context) error {
@@ -324,8 +328,12 @@ func (r *runner) runIn(ctx context.Context, s *session, left []string) (finished
 	if err := s.conn.Send(link.KindRun, link.Run{Instances: left, Parameter: parameters}); err != nil {
 		return 0, lost("%v", err)
 	}
-	w := &watch{runner: r, session: s, silence: time.NewTimer(r.Patience.Silence)}
+	w := &watch{
+		runner: r, session: s, started: time.Now(),
+		silence: time.NewTimer(r.Patience.Silence), life: time.NewTimer(r.Patience.Machine(len(left))),
+	}
 	defer w.silence.Stop()
+	defer w.life.Stop()
 	err = w.run(ctx)
 	return w.finished, err
 }
@@ -336,8 +344,9 @@ type watch struct {
 	session  *session
 	finished int
 	current  *verdict.Case // the case that runs, nil between cases
-	started  time.Time
+	started  time.Time     // of the case that runs, or of the wait for the next one
 	silence  *time.Timer
+	life     *time.Timer
 }
 
 func (w *watch) run(ctx context.Context) error {
@@ -358,6 +367,9 @@ func (w *watch) run(ctx context.Context) error {
 		case <-w.silence.C:
 			return w.hang(ctx, fmt.Sprintf("no sign of life from PID 1 for %v", w.Patience.Silence))
 
+		case <-w.life.C:
+			return w.hang(ctx, "the machine has had the time of all its cases")
+
 		case got := <-s.messages:
 			if got.err != nil {
 				if isClosed(got.err) {
@@ -372,9 +384,13 @@ func (w *watch) run(ctx context.Context) error {
 			if done || err != nil {
 				return err
 			}
-			// The agent kills a case that takes too long. If it cannot, PID 1
-			// may well be alive and send heartbeats for ever.
-			if w.current != nil && time.Since(w.started) > w.Patience.Suite {
+			// The agent kills a case that takes too long. If it cannot, or never
+			// gets to the next one, PID 1 may well be alive and send heartbeats
+			// for ever.
+			if time.Since(w.started) > w.Patience.Suite {
+				if w.current == nil {
+					return w.hang(ctx, "the agent starts no case")
+				}
 				return w.hang(ctx, "the agent could not end the case")
 			}
 		}
@@ -595,14 +611,14 @@ func (w *watch) hang(ctx context.Context, reason string) error {
 // NIC's evidence of a failure.
 func (w *watch) finish(status verdict.Status, detail string) {
 	w.keepSplats(w.session)
-	c := w.current
-	w.current = nil
+	c, started := w.current, w.started
+	w.current, w.started = nil, time.Now()
 	if c == nil {
 		return
 	}
 	c.Status, c.Detail = status, detail
-	if c.MS == 0 && !w.started.IsZero() {
-		c.MS = time.Since(w.started).Milliseconds()
+	if c.MS == 0 {
+		c.MS = time.Since(started).Milliseconds()
 	}
 	if status == verdict.Pass || status == verdict.Skip {
 		c.Log = nil

@@ -16,6 +16,7 @@ import (
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/machine"
+	"github.com/zcvet/zcvet/harness/splat"
 	"github.com/zcvet/zcvet/harness/suite"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
@@ -273,6 +274,67 @@ func TestProcessStuckInTheKernelIsAHang(t *testing.T) {
 	}
 	if lab.nmis != 1 {
 		t.Errorf("%d NMIs", lab.nmis)
+	}
+}
+
+// TestAgentThatStartsNoCaseIsAHang has a PID 1 that lives and does not work: its
+// heartbeats must not keep the run waiting for ever. The case before it is blamed,
+// as for every fault that shows after the end of a case.
+func TestAgentThatStartsNoCaseIsAHang(t *testing.T) {
+	lab := &laboratory{
+		instances: []string{"a", "b"},
+		behaviour: map[string]behaviour{"a": func(vm *fakeVM, conn *link.Conn, id string) {
+			vm.end(conn, link.CaseEnd{ID: id, Status: "pass"})
+			for conn.Send(link.KindHeartbeat, nil) == nil {
+				time.Sleep(10 * time.Millisecond)
+			}
+		}},
+	}
+	result, err := run(t, lab, func(o *suite.Options) {
+		o.Patience.Suite, o.Backtrace = 300*time.Millisecond, 300*time.Millisecond
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]verdict.Status{"a": verdict.Crash, "b": verdict.Pass}
+	if diff := cmp.Diff(want, statuses(result)); diff != "" {
+		t.Error(diff)
+	}
+	if lab.restores != 1 || lab.nmis != 1 {
+		t.Errorf("%d restores, %d NMIs, want one of each", lab.restores, lab.nmis)
+	}
+}
+
+// TestConsoleThatCannotBeReadFailsItsCase: a kernel whose console nobody can read
+// has not been silent (R04).
+func TestConsoleThatCannotBeReadFailsItsCase(t *testing.T) {
+	for _, after := range []struct {
+		name string
+		then behaviour
+	}{
+		{"the case passes", ends("pass", "")},
+		{"the case never ends", hangs()},
+	} {
+		t.Run(after.name, func(t *testing.T) {
+			lab := &laboratory{
+				instances: []string{"a", "b", "c"},
+				behaviour: map[string]behaviour{"b": prints(after.then, strings.Repeat("\xff", 70<<10))},
+			}
+			result, err := run(t, lab, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := map[string]verdict.Status{"a": verdict.Pass, "b": verdict.Crash, "c": verdict.Pass}
+			if diff := cmp.Diff(want, statuses(result)); diff != "" {
+				t.Error(diff)
+			}
+			if len(result.Splats) != 1 || result.Splats[0].Kind != splat.Unreadable || result.Splats[0].Case != "b" {
+				t.Errorf("splats %+v, want that the console of b cannot be read", result.Splats)
+			}
+			if lab.restores != 1 {
+				t.Errorf("%d restores: the cases after it need a console that can be read", lab.restores)
+			}
+		})
 	}
 }
 
