@@ -9,6 +9,7 @@ tool (
 )
 
 require (
+	al.essio.dev/pkg/shellescape v1.6.1
 	github.com/bluekeyes/go-gitdiff v0.9.0
 	github.com/digitalocean/go-qemu v0.0.0-20250212194115-ee9b0668d242
 	github.com/dustin/go-humanize v1.1.0

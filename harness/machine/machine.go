@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"al.essio.dev/pkg/shellescape"
 	"github.com/digitalocean/go-qemu/qmp"
 
 	"github.com/zcvet/zcvet/harness/fault"
@@ -150,22 +151,7 @@ func (c Config) Command() string {
 	c = c.withDefaults()
 	options := c.options(plugs{console: standardStreams{}, link: nowhere{}, hubs: true})
 	words := append([]string{c.QEMU}, commandLine(options, c.Parameters...)...)
-	for i, word := range words {
-		words[i] = quote(word)
-	}
-	return strings.Join(words, " ")
-}
-
-// quote protects a word from the shell where it needs it.
-func quote(word string) string {
-	plain := func(r rune) bool {
-		return r == '_' || r == '-' || r == '.' || r == '/' || r == ',' || r == '=' || r == ':' || r == '+' || r == '@' ||
-			r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
-	}
-	if word != "" && strings.IndexFunc(word, func(r rune) bool { return !plain(r) }) < 0 {
-		return word
-	}
-	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+	return shellescape.QuoteCommand(words)
 }
 
 // Machine is a running virtual machine.

@@ -151,20 +151,6 @@ func TestCommandNeedsNothingOfOurs(t *testing.T) {
 	}
 }
 
-func TestQuote(t *testing.T) {
-	for word, want := range map[string]string{
-		"":            "''",
-		"plain-1,a=b": "plain-1,a=b",
-		"two words":   "'two words'",
-		"it's":        `'it'\''s'`,
-		"$HOME":       "'$HOME'",
-	} {
-		if got := quote(word); got != want {
-			t.Errorf("quote(%q) = %s, want %s", word, got, want)
-		}
-	}
-}
-
 func TestConfiguredHZ(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config")
 	if err := os.WriteFile(path, []byte("# CONFIG_HZ_1000 is not set\nCONFIG_HZ_250=y\nCONFIG_HZ=250\n"), 0o644); err != nil {

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -147,16 +146,4 @@ func (a *app) vetter(screen *os.File) (*vet.Vetter, error) {
 		v.Log = os.Stderr
 	}
 	return v, nil
-}
-
-// commandLine writes arguments so that a shell reads them back.
-func commandLine(arguments []string) string {
-	words := make([]string, len(arguments))
-	for i, argument := range arguments {
-		words[i] = argument
-		if argument == "" || strings.ContainsAny(argument, " \t\n'\"\\$`*?[]{}()<>|&;!#~") {
-			words[i] = "'" + strings.ReplaceAll(argument, "'", `'\''`) + "'"
-		}
-	}
-	return strings.Join(words, " ")
 }

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -48,19 +47,5 @@ func exits(ts *testscript.TestScript, negated bool, arguments []string) {
 	}
 	if code != arguments[0] {
 		ts.Fatalf("exit code %s, want %s", code, arguments[0])
-	}
-}
-
-func TestCommandLine(t *testing.T) {
-	if _, err := exec.LookPath("sh"); err != nil {
-		t.Fatal(err)
-	}
-	arguments := []string{"plain", "two words", "it's", "", "a*b", "$HOME", "x;y"}
-	output, err := exec.Command("sh", "-c", `printf '%s\n' `+commandLine(arguments)).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := strings.Join(arguments, "\n") + "\n"; string(output) != want {
-		t.Errorf("a shell reads back %q, want %q", output, want)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"al.essio.dev/pkg/shellescape"
 	"github.com/spf13/cobra"
 
 	"github.com/zcvet/zcvet/guest/cases"
@@ -109,7 +110,7 @@ func repeat(options vet.Options) string {
 	add(options.Seed != 1, "--seed", strconv.FormatInt(options.Seed, 10))
 	add(options.Policy.Strict, "--strict")
 	add(options.Policy.ExpectAll, "--expect-all")
-	return commandLine(arguments)
+	return shellescape.QuoteCommand(arguments)
 }
 
 // listCases prints the selected cases, one line for each with the axes folded.
