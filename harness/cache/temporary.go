@@ -11,6 +11,8 @@ import (
 	"sync"
 
 	"github.com/gofrs/flock"
+
+	"github.com/zcvet/zcvet/harness/fault"
 )
 
 // lockSuffix marks the file whose lock says that the owner of the directory
@@ -20,7 +22,17 @@ const lockSuffix = ".lock"
 // TempDir makes an empty directory on the cache's file system. Cleanup deletes
 // it and may be called more than once; if the process dies first, the next Open
 // of the cache by anyone does.
+//
+// A nil Dir makes one where the system keeps its temporary files, for callers
+// that work without a cache; nobody tidies up after such a caller's death.
 func (d *Dir) TempDir() (path string, cleanup func(), err error) {
+	if d == nil {
+		path, err := os.MkdirTemp("", "zcvet-")
+		if err != nil {
+			return "", nil, fault.New(fault.Infrastructure, "make a temporary directory: %w", err)
+		}
+		return path, func() { _ = removeAll(path) }, nil
+	}
 	for {
 		path, lock, err := d.tryTempDir()
 		if err != nil {

@@ -130,18 +130,9 @@ type b4 struct {
 // newB4 prepares a directory that stands for the home of the user, whose
 // settings, caches and keys b4 would otherwise read and write.
 func newB4(inbox string, options Options) (*b4, error) {
-	var (
-		dir     string
-		cleanup func()
-		err     error
-	)
-	if options.Cache != nil {
-		dir, cleanup, err = options.Cache.TempDir()
-	} else if dir, err = os.MkdirTemp("", "zcvet-b4-"); err == nil {
-		cleanup = func() { os.RemoveAll(dir) }
-	}
+	dir, cleanup, err := options.Cache.TempDir()
 	if err != nil {
-		return nil, fault.New(fault.Infrastructure, "directory for b4: %w", err)
+		return nil, err
 	}
 	if dir, err = filepath.EvalSymlinks(dir); err == nil {
 		err = os.Mkdir(filepath.Join(dir, "out"), 0o755)

@@ -23,6 +23,7 @@ import (
 
 	"github.com/bluekeyes/go-gitdiff/gitdiff"
 
+	"github.com/zcvet/zcvet/harness/cache"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/series"
 	"github.com/zcvet/zcvet/harness/source"
@@ -39,12 +40,7 @@ type Options struct {
 	NoFuzz bool
 	// Cache holds the scratch directory, so that one left behind by a killed
 	// run is swept; nil uses the system's temporary directory.
-	Cache TempDirs
-}
-
-// TempDirs hands out temporary directories; *cache.Dir is one.
-type TempDirs interface {
-	TempDir() (path string, cleanup func(), err error)
+	Cache *cache.Dir
 }
 
 // Apply applies the patches of s in order to kernel and examines the result.
@@ -118,18 +114,9 @@ type applier struct {
 }
 
 func newApplier(tree *Tree, pristine *os.Root, options Options) (*applier, func(), error) {
-	var (
-		dir     string
-		cleanup func()
-		err     error
-	)
-	if options.Cache != nil {
-		dir, cleanup, err = options.Cache.TempDir()
-	} else if dir, err = os.MkdirTemp("", "zcvet-apply-"); err == nil {
-		cleanup = func() { os.RemoveAll(dir) }
-	}
+	dir, cleanup, err := options.Cache.TempDir()
 	if err != nil {
-		return nil, nil, fault.New(fault.Infrastructure, "scratch directory: %w", err)
+		return nil, nil, err
 	}
 	// Git compares the ceiling with the resolved working directory.
 	if dir, err = filepath.EvalSymlinks(dir); err == nil {
