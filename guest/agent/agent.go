@@ -10,13 +10,16 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/zcvet/zcvet/guest/cases"
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
+	"github.com/zcvet/zcvet/guest/trace"
 )
 
 const (
@@ -27,6 +30,8 @@ const (
 	// readyPatience bounds the start of a worker, which is never scaled: even
 	// a debug kernel under emulation starts a process in a second or two.
 	readyPatience = 30 * time.Second
+	// statusTimeout is the status that only PID 1 can give a case.
+	statusTimeout = "timeout"
 )
 
 // errShutdown ends Serve when the host asks for it.
@@ -46,6 +51,10 @@ type Agent struct {
 
 	fromHost chan received
 	worker   *workerProcess
+	// trace holds the record of the system calls of the case that runs. All
+	// workers write to the same one, so that it outlives each.
+	trace   *os.File
+	tainted uint64 // as the last case left the kernel
 	// calls on their way to the host, by the number PID 1 gave them. A worker
 	// numbers its own, so those of a dead one and of its successor would mix.
 	calls       map[uint64]pendingCall
@@ -206,10 +215,28 @@ func (a *Agent) runCase(id string, parameters link.Parameters) error {
 	if end.Tainted, err = a.system.Tainted(); err != nil {
 		return fmt.Errorf("read the taint flags: %w", err)
 	}
+	if end.Status == string(cases.Fail) || end.Status == statusTimeout || end.Tainted != a.tainted {
+		end.Trace = a.packTrace()
+	}
+	a.tainted = end.Tainted
 	if err := a.system.Print(link.EndMark(id)); err != nil {
 		return fmt.Errorf("mark the case on the console: %w", err)
 	}
 	return a.host.Send(link.KindCaseEnd, end)
+}
+
+// packTrace returns the record of the case that has just ended, nil when there is
+// none.
+func (a *Agent) packTrace() []byte {
+	region := make([]byte, trace.Size)
+	if _, err := a.trace.ReadAt(region, 0); err != nil {
+		return nil
+	}
+	packed, err := trace.Pack(region)
+	if err != nil {
+		return nil
+	}
+	return packed
 }
 
 // requireWorker makes sure that there is a worker. One that died after its case
@@ -324,7 +351,7 @@ func (a *Agent) timeOut(id string, limit, grace time.Duration) (link.CaseEnd, er
 	_ = a.system.Signal(a.worker.pid, unix.SIGQUIT)
 	detail := fmt.Sprintf("not finished after %v, killed; the log has its stacks", limit)
 	end, err := a.bury(id, grace, detail)
-	end.Status, end.Detail = "timeout", detail
+	end.Status, end.Detail = statusTimeout, detail
 	return end, err
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zcvet/zcvet/guest/link"
+	"github.com/zcvet/zcvet/guest/trace"
 )
 
 const (
@@ -112,7 +113,15 @@ func (a *Agent) start() (*workerProcess, error) {
 		messages: make(chan received), stop: make(chan struct{}),
 		output: readOutput(read, a.output),
 	}
+	if a.trace == nil {
+		if a.trace, err = trace.NewFile(); err != nil {
+			_ = file.Close()
+			_ = read.Close()
+			return nil, err
+		}
+	}
 	files := make([]int, workerFiles)
+	files[workerTrace] = int(a.trace.Fd())
 	files[0] = int(null.Fd())
 	files[1], files[2] = int(write.Fd()), int(write.Fd())
 	files[workerLink] = pair[1]

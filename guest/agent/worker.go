@@ -18,6 +18,8 @@ import (
 	"github.com/zcvet/zcvet/guest/cases"
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
+	"github.com/zcvet/zcvet/guest/sys"
+	"github.com/zcvet/zcvet/guest/trace"
 )
 
 // WorkerMode is the argument that makes the agent a worker: the process that
@@ -30,6 +32,7 @@ const (
 	workerLink = 3 + iota
 	workerSender
 	workerReceiver
+	workerTrace
 	workerFiles // their number
 )
 
@@ -46,7 +49,7 @@ type setup struct {
 // Worker runs cases as PID 1 asks for them, until PID 1 closes the connection.
 func Worker() error {
 	// What a case starts must not hold PID 1's connection open.
-	for _, fd := range []int{workerLink, workerSender, workerReceiver} {
+	for _, fd := range []int{workerLink, workerSender, workerReceiver, workerTrace} {
 		unix.CloseOnExec(fd)
 	}
 	conn := link.NewConn(descriptor(workerLink))
@@ -76,6 +79,13 @@ func Worker() error {
 		Host: w,
 	}
 	hello.Features = w.environment.Features()
+	region, err := trace.Map(workerTrace)
+	if err != nil {
+		return err
+	}
+	w.recorder = trace.NewRecorder(region)
+	sys.SetRecorder(w.recorder)
+	hello.Trace = trace.Pages(region)
 	// Reading the release has opened the descriptors of Go's poller, so those
 	// that come later belong to cases.
 	if w.firstFree, err = firstFreeDescriptor(); err != nil {
@@ -96,6 +106,7 @@ type worker struct {
 	environment *cases.Environment
 	instances   map[string]cases.Instance
 	firstFree   int
+	recorder    *trace.Recorder
 
 	lock    sync.Mutex
 	calls   uint64
@@ -184,6 +195,7 @@ func (w *worker) receive() error {
 func (w *worker) run(id string, parameters link.Parameters) {
 	end := link.CaseEnd{ID: id, Status: string(cases.Fail), Detail: "no case is called that"}
 	if instance, known := w.instances[id]; known {
+		w.recorder.Start(id)
 		result := w.environment.Run(instance, parameters, func(line string) {
 			_ = w.conn.Send(link.KindLog, link.Log{ID: id, Line: line})
 		})

@@ -13,6 +13,7 @@ import (
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/nic"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // ErrorEdges tells when the kernel adds to a socket's error queue, without
@@ -27,12 +28,12 @@ type ErrorEdges struct {
 // ends the case.
 func (s *Socket) WatchErrors() *ErrorEdges {
 	s.t.Helper()
-	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	epoll, err := sys.EpollCreate1(unix.EPOLL_CLOEXEC)
 	s.t.Check(err, "epoll_create1")
-	s.t.Cleanup(func() { _ = unix.Close(epoll) })
+	s.t.Cleanup(func() { _ = sys.Close(epoll) })
 	// EPOLLERR needs no asking.
 	event := unix.EpollEvent{Events: unix.EPOLLET, Fd: int32(s.FD)}
-	s.t.Check(unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, s.FD, &event), "epoll_ctl")
+	s.t.Check(sys.EpollCtl(epoll, unix.EPOLL_CTL_ADD, s.FD, &event), "epoll_ctl")
 	return &ErrorEdges{epoll: epoll, t: s.t}
 }
 
@@ -56,7 +57,7 @@ func (e *ErrorEdges) Take() bool { return e.wait(0) }
 
 func (e *ErrorEdges) wait(milliseconds int) bool {
 	events := make([]unix.EpollEvent, 1)
-	count, err := unix.EpollWait(e.epoll, events, milliseconds)
+	count, err := sys.EpollWait(e.epoll, events, milliseconds)
 	return err == nil && count == 1 && events[0].Events&unix.EPOLLERR != 0
 }
 
@@ -154,6 +155,7 @@ func (q *Queue) Finish(ledger *notify.Ledger) {
 	q.t.Helper()
 	others, err := notify.Collect(q.Sender.FD, ledger, q.Sends, q.t.Patience())
 	q.t.Check(err, "read the error queue")
+	q.Sender.expectOnce(q.Sends)
 	if err := ledger.Check(q.Sends); err != nil {
 		q.t.Fatalf("%v; a send that is never notified is a buffer lost to the application, one notified twice a buffer reused too early", err)
 	}
@@ -182,7 +184,7 @@ func (q *Queue) ExpectTimestamps(entries []notify.Notification) {
 // of waiting for data to send along.
 func (s *Socket) Acknowledge() {
 	if s.t.Proto == TCP {
-		_ = unix.SetsockoptInt(s.FD, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1)
+		_ = sys.SetsockoptInt(s.FD, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1)
 	}
 }
 
@@ -225,7 +227,7 @@ func (t *T) DeviceBarrier() {
 		domain = unix.AF_INET6
 	}
 	receiver := t.SocketOf(ReceiverEnd, domain, unix.SOCK_DGRAM, 0)
-	t.Check(unix.Bind(receiver.FD, Sockaddr(netip.AddrPortFrom(t.Address(ReceiverEnd), 0))), "bind")
+	t.Check(sys.Bind(receiver.FD, Sockaddr(netip.AddrPortFrom(t.Address(ReceiverEnd), 0))), "bind")
 	sender := t.SocketOf(SenderEnd, domain, unix.SOCK_DGRAM, 0)
 	sender.SetZerocopy(true)
 	sender.Connect(receiver)

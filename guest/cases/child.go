@@ -8,6 +8,9 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/zcvet/zcvet/guest/sys"
+	"github.com/zcvet/zcvet/guest/trace"
 )
 
 // ChildMode is the argument that makes the agent run a child of a case: a
@@ -59,6 +62,7 @@ func ChildMain(name string, files int) int {
 // fails.
 func (t *T) RunChild(c Child, sockets ...*Socket) {
 	t.Helper()
+	sys.Recorder().Mark(trace.Child, nil, c.name)
 	files := []uintptr{0, 1, 2}
 	for _, socket := range sockets {
 		files = append(files, uintptr(socket.FD))

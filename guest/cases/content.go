@@ -10,6 +10,7 @@ import (
 
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // sendAndAwait makes one zerocopy send and waits, without reading it, until its
@@ -137,7 +138,7 @@ var _ = add(Case{
 	pair := t.Pair()
 	// Without a limit a kernel that blocks here blocks for ever, and the case
 	// ends by its time-out. With one it would answer EAGAIN in the end.
-	t.Check(unix.SetsockoptTimeval(pair.Sender.FD, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{}), "SO_RCVTIMEO")
+	t.Check(sys.SetsockoptTimeval(pair.Sender.FD, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{}), "SO_RCVTIMEO")
 	expect := func(when string) {
 		t.Helper()
 		if entry, err := notify.Next(pair.Sender.FD); !errors.Is(err, unix.EAGAIN) {
@@ -197,7 +198,7 @@ var _ = add(Case{
 	// The address lets the receiver of datagrams answer.
 	pair := t.Pair(func(s *Socket) {
 		if t.Proto == UDP {
-			t.Check(unix.Bind(s.FD, Sockaddr(addressOnly(t.Address(SenderEnd)))), "bind")
+			t.Check(sys.Bind(s.FD, Sockaddr(addressOnly(t.Address(SenderEnd)))), "bind")
 		}
 	})
 	if t.Proto == UDP {
@@ -212,7 +213,7 @@ var _ = add(Case{
 		pair.Sender.MustReceive(back)
 		pair.Sender.ExpectNoError()
 	}
-	if _, err := unix.Read(pair.Sender.FD, nil); err != nil {
+	if _, err := sys.Read(pair.Sender.FD, nil); err != nil {
 		t.Errorf("a read of no bytes: %v", err)
 	}
 	pair.Sender.Collect(1)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 var _ = add(Case{
@@ -84,8 +85,8 @@ func withoutOptmem(t *T, f func() error) error {
 	t.Helper()
 	before, err := os.ReadFile(optmemMax)
 	t.Check(err, "read optmem_max")
-	t.Check(os.WriteFile(optmemMax, []byte("1"), 0), "lower optmem_max")
-	defer func() { t.Check(os.WriteFile(optmemMax, bytes.TrimSpace(before), 0), "restore optmem_max") }()
+	t.Check(sys.WriteFile(optmemMax, []byte("1")), "lower optmem_max")
+	defer func() { t.Check(sys.WriteFile(optmemMax, bytes.TrimSpace(before)), "restore optmem_max") }()
 	return f()
 }
 
@@ -123,7 +124,7 @@ var _ = add(Case{
 	data := t.Payload(1000, 1)
 	pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
 	pair.Receiver.MustReceive(data)
-	t.Check(unix.Shutdown(pair.Sender.FD, unix.SHUT_WR), "shutdown")
+	t.Check(sys.Shutdown(pair.Sender.FD, unix.SHUT_WR), "shutdown")
 	for range 3 {
 		if _, err := pair.Sender.Send(data, unix.MSG_ZEROCOPY); !errors.Is(err, unix.EPIPE) {
 			t.Fatalf("send after shutdown: %v, want EPIPE", err)
@@ -314,17 +315,17 @@ var _ = add(Case{
 	part := func(i int) []byte { return data[i*100:][:100] }
 	flags := unix.MSG_ZEROCOPY | unix.MSG_NOSIGNAL
 
-	_, err := unix.SendmsgN(pair.Sender.FD, part(0), nil, nil, flags)
+	_, err := sys.SendmsgN(pair.Sender.FD, part(0), nil, nil, flags)
 	t.Check(err, "sendmsg")
-	t.Check(unix.Send(pair.Sender.FD, part(1), flags), "send")
+	t.Check(sys.Send(pair.Sender.FD, part(1), flags), "send")
 	to := Sockaddr(pair.Receiver.Local())
 	if t.Proto == TCP {
 		to = nil
 	}
 	if to == nil {
-		t.Check(unix.Send(pair.Sender.FD, part(2), flags), "sendto without an address")
+		t.Check(sys.Send(pair.Sender.FD, part(2), flags), "sendto without an address")
 	} else {
-		t.Check(unix.Sendto(pair.Sender.FD, part(2), flags, to), "sendto")
+		t.Check(sys.Sendto(pair.Sender.FD, part(2), flags, to), "sendto")
 	}
 	messages := []*notify.Message{
 		{Buffers: [][]byte{part(3)}},
@@ -379,9 +380,9 @@ var _ = add(Case{
 	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair()
-	duplicate, err := unix.FcntlInt(uintptr(pair.Sender.FD), unix.F_DUPFD_CLOEXEC, 0)
+	duplicate, err := sys.FcntlInt(uintptr(pair.Sender.FD), unix.F_DUPFD_CLOEXEC, 0)
 	t.Check(err, "dup")
-	t.Cleanup(func() { _ = unix.Close(duplicate) })
+	t.Cleanup(func() { _ = sys.Close(duplicate) })
 	data := t.Payload(1000, 8)
 	for _, fd := range []int{pair.Sender.FD, duplicate, duplicate, pair.Sender.FD} {
 		_, err := notify.SendZerocopy(fd, 0, data)

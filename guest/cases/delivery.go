@@ -11,6 +11,7 @@ import (
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/nic"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 var _ = add(Case{
@@ -235,7 +236,7 @@ var _ = add(Case{
 		sent = append(sent, t.Payload(800, byte(i)))
 		pair.Sender.MustSend(sent[i], unix.MSG_ZEROCOPY)
 	}
-	t.Check(unix.Shutdown(pair.Sender.FD, unix.SHUT_WR), "shutdown")
+	t.Check(sys.Shutdown(pair.Sender.FD, unix.SHUT_WR), "shutdown")
 	for _, data := range sent {
 		pair.Receiver.MustReceive(data)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // The features a case can need.
@@ -125,20 +126,20 @@ func (e *Environment) feature(name string) error {
 }
 
 func openable(family, kind int) error {
-	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
+	fd, err := sys.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
 	}
-	return unix.Close(fd)
+	return sys.Close(fd)
 }
 
 func zerocopyOption(family, kind int) error {
-	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
+	fd, err := sys.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
 	}
-	defer func() { _ = unix.Close(fd) }()
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1); err != nil {
+	defer func() { _ = sys.Close(fd) }()
+	if err := sys.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1); err != nil {
 		return fmt.Errorf("SO_ZEROCOPY: %w", err)
 	}
 	return nil
@@ -149,12 +150,12 @@ func probeVSOCK(*Environment) error {
 	if err := zerocopyOption(unix.AF_VSOCK, unix.SOCK_STREAM); err != nil {
 		return err
 	}
-	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := sys.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
 	}
-	defer func() { _ = unix.Close(fd) }()
-	if err := unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_LOCAL, Port: unix.VMADDR_PORT_ANY}); err != nil {
+	defer func() { _ = sys.Close(fd) }()
+	if err := sys.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_LOCAL, Port: unix.VMADDR_PORT_ANY}); err != nil {
 		return fmt.Errorf("bind to the loopback transport: %w", err)
 	}
 	return nil
@@ -185,11 +186,11 @@ func probePagemap(*Environment) error {
 // probeEthtool asks for the driver of loopback, which every kernel answers.
 func probeEthtool(e *Environment) error {
 	return e.Network.Sender.Do(func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		fd, err := sys.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("socket: %w", err)
 		}
-		defer func() { _ = unix.Close(fd) }()
+		defer func() { _ = sys.Close(fd) }()
 		if _, err := unix.IoctlGetEthtoolDrvinfo(fd, "lo"); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 			return fmt.Errorf("SIOCETHTOOL: %w", err)
 		}

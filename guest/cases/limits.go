@@ -12,6 +12,7 @@ import (
 
 	"github.com/zcvet/zcvet/guest/nic"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 const optmemMax = "/proc/sys/net/core/optmem_max"
@@ -28,9 +29,9 @@ func limitOptmem(t *T, bytes int) {
 	t.Helper()
 	before, err := os.ReadFile(optmemMax)
 	t.Check(err, "read optmem_max")
-	t.Check(os.WriteFile(optmemMax, fmt.Appendf(nil, "%d", bytes), 0), "lower optmem_max")
+	t.Check(sys.WriteFile(optmemMax, fmt.Appendf(nil, "%d", bytes)), "lower optmem_max")
 	t.Cleanup(func() {
-		if err := os.WriteFile(optmemMax, []byte(strings.TrimSpace(string(before))), 0); err != nil {
+		if err := sys.WriteFile(optmemMax, []byte(strings.TrimSpace(string(before)))); err != nil {
 			t.Errorf("restore optmem_max: %v", err)
 		}
 	})
@@ -162,7 +163,7 @@ func dropCapability(t *T, capability int) {
 	var data [2]unix.CapUserData
 	t.Check(unix.Capget(&header, &data[0]), "capget")
 	data[capability/32].Effective &^= 1 << (capability % 32)
-	t.Check(unix.Capset(&header, &data[0]), "capset")
+	t.Check(sys.Capset(&header, &data), "capset")
 }
 
 // limitMemlock sets the soft RLIMIT_MEMLOCK of the process for the case. It ends
@@ -171,9 +172,9 @@ func limitMemlock(t *T, bytes int) {
 	t.Helper()
 	var before unix.Rlimit
 	t.Check(unix.Getrlimit(unix.RLIMIT_MEMLOCK, &before), "RLIMIT_MEMLOCK")
-	t.Check(unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: uint64(bytes), Max: before.Max}), "RLIMIT_MEMLOCK")
+	t.Check(sys.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: uint64(bytes), Max: before.Max}), "RLIMIT_MEMLOCK")
 	t.Cleanup(func() {
-		if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &before); err != nil {
+		if err := sys.Setrlimit(unix.RLIMIT_MEMLOCK, &before); err != nil {
 			t.Errorf("restore RLIMIT_MEMLOCK: %v", err)
 		}
 	})

@@ -3,7 +3,11 @@
 package cases
 
 import (
+	"encoding/json"
+
 	"github.com/zcvet/zcvet/guest/nic"
+	"github.com/zcvet/zcvet/guest/sys"
+	"github.com/zcvet/zcvet/guest/trace"
 )
 
 // NIC drives the two ports of the instance's link. Every method ends the case
@@ -17,6 +21,8 @@ type NIC struct {
 
 func (n *NIC) call(method string, args, result any) {
 	n.t.Helper()
+	encoded, _ := json.Marshal(args) // as the guest link does, which would say what is wrong with it
+	sys.Recorder().Mark(trace.Host, nil, method, string(encoded))
 	n.t.Check(n.host.Call(method, args, result), method)
 }
 

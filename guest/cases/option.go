@@ -6,6 +6,8 @@ import (
 	"errors"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 var _ = add(Case{
@@ -38,7 +40,7 @@ var _ = add(Case{
 	s := t.Socket(SenderEnd)
 	expect := func(want int, when string) {
 		t.Helper()
-		got, err := unix.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ZEROCOPY)
+		got, err := sys.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ZEROCOPY)
 		t.Check(err, "getsockopt(SO_ZEROCOPY)")
 		if got != want {
 			t.Errorf("getsockopt(SO_ZEROCOPY) is %d %s, want %d", got, when, want)
@@ -46,11 +48,11 @@ var _ = add(Case{
 	}
 	expect(0, "on a fresh socket")
 	for _, value := range []int{1, 1, 0, 0, 1} {
-		t.Check(unix.SetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ZEROCOPY, value), "setsockopt(SO_ZEROCOPY)")
+		t.Check(sys.SetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ZEROCOPY, value), "setsockopt(SO_ZEROCOPY)")
 		expect(value, "after it was set")
 	}
 	for _, value := range []int{-1, 2, 1<<31 - 1, -1 << 31} {
-		err := unix.SetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ZEROCOPY, value)
+		err := sys.SetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ZEROCOPY, value)
 		if !errors.Is(err, unix.EINVAL) {
 			t.Errorf("setsockopt(SO_ZEROCOPY, %d) = %v, want EINVAL: the other values are kept for extensions", value, err)
 		}
@@ -90,7 +92,7 @@ var _ = add(Case{
 			continue
 		}
 		asked++
-		err = unix.SetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1)
+		err = sys.SetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1)
 		if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, errNotSupported) {
 			t.Errorf("SO_ZEROCOPY on a %s socket: %v, want EOPNOTSUPP", kind.name, err)
 		}
@@ -116,7 +118,7 @@ var _ = add(Case{
 		client := t.Socket(ReceiverEnd)
 		client.Connect(listener)
 		accepted := listener.Accept()
-		got, err := unix.GetsockoptInt(accepted.FD, unix.SOL_SOCKET, unix.SO_ZEROCOPY)
+		got, err := sys.GetsockoptInt(accepted.FD, unix.SOL_SOCKET, unix.SO_ZEROCOPY)
 		t.Check(err, "getsockopt(SO_ZEROCOPY)")
 		if (got == 1) != on {
 			t.Fatalf("SO_ZEROCOPY is %d on a socket accepted from a listener with %v: servers set it once, on the listener", got, on)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // addressOnly is an address with a port for the kernel to choose.
@@ -20,7 +21,7 @@ func addressOnly(address netip.Addr) netip.AddrPort { return netip.AddrPortFrom(
 func (s *Socket) pollNow() int16 {
 	s.t.Helper()
 	polled := []unix.PollFd{{Fd: int32(s.FD)}}
-	_, err := unix.Poll(polled, 0)
+	_, err := sys.Poll(polled, 0)
 	s.t.Check(err, "poll")
 	return polled[0].Revents
 }
@@ -54,16 +55,16 @@ var _ = add(Case{
 // most so long for one, and gives its events or 0.
 func epollOn(t *T, s *Socket, events uint32) (epoll int, wait func(time.Duration) uint32) {
 	t.Helper()
-	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	epoll, err := sys.EpollCreate1(unix.EPOLL_CLOEXEC)
 	t.Check(err, "epoll_create1")
-	t.Cleanup(func() { _ = unix.Close(epoll) })
-	t.Check(unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, s.FD, &unix.EpollEvent{Events: events}), "epoll_ctl")
+	t.Cleanup(func() { _ = sys.Close(epoll) })
+	t.Check(sys.EpollCtl(epoll, unix.EPOLL_CTL_ADD, s.FD, &unix.EpollEvent{Events: events}), "epoll_ctl")
 	return epoll, func(patience time.Duration) uint32 {
 		t.Helper()
 		var got [1]unix.EpollEvent
 		var count int
 		t.Check(again(func() (err error) {
-			count, err = unix.EpollWait(epoll, got[:], int(patience/time.Millisecond))
+			count, err = sys.EpollWait(epoll, got[:], int(patience/time.Millisecond))
 			return err
 		}), "epoll_wait")
 		if count == 0 {
@@ -128,7 +129,7 @@ var _ = add(Case{
 	if got := wait(0); got != 0 {
 		t.Errorf("epoll reports %#x before the waiter was armed again", got)
 	}
-	t.Check(unix.EpollCtl(epoll, unix.EPOLL_CTL_MOD, queue.Sender.FD, &unix.EpollEvent{Events: flags}), "epoll_ctl")
+	t.Check(sys.EpollCtl(epoll, unix.EPOLL_CTL_MOD, queue.Sender.FD, &unix.EpollEvent{Events: flags}), "epoll_ctl")
 	if got := wait(t.Patience()); got != unix.EPOLLERR {
 		t.Errorf("epoll reports %#x after the waiter was armed again, want EPOLLERR: three notifications are pending", got)
 	}
@@ -147,7 +148,7 @@ var _ = add(Case{
 	if t.Proto == TCP {
 		want = unix.ECONNRESET
 		// Closing with no time to linger resets the connection.
-		t.Check(unix.SetsockoptLinger(pair.Receiver.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), "SO_LINGER")
+		t.Check(sys.SetsockoptLinger(pair.Receiver.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), "SO_LINGER")
 		pair.Receiver.Close()
 	} else {
 		pair.Receiver.Close()
@@ -156,7 +157,7 @@ var _ = add(Case{
 	}
 	// A hang-up would be another way to learn of it; datagrams have none.
 	t.Eventually("the error of the connection", func() bool {
-		value, err := unix.GetsockoptInt(pair.Sender.FD, unix.SOL_SOCKET, unix.SO_ERROR)
+		value, err := sys.GetsockoptInt(pair.Sender.FD, unix.SOL_SOCKET, unix.SO_ERROR)
 		t.Check(err, "SO_ERROR")
 		if value != 0 && unix.Errno(value) != want {
 			t.Fatalf("SO_ERROR is %v, want %v", unix.Errno(value), want)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // scm is what every case of SCM_ZC_NOTIFICATION needs.
@@ -420,7 +421,7 @@ var _ = add(Case{
 func takePendingError(t *T, s *Socket) {
 	t.Helper()
 	t.Eventually("SO_ERROR is ECONNREFUSED after an ICMP port unreachable", func() bool {
-		value, err := unix.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ERROR)
+		value, err := sys.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ERROR)
 		t.Check(err, "SO_ERROR")
 		return unix.Errno(value) == unix.ECONNREFUSED
 	})

@@ -16,6 +16,7 @@ import (
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/nic"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // failure is a way to make a send fail after the kernel has parsed its control
@@ -52,7 +53,7 @@ var failures = map[string]failure{
 	"shut-down": {
 		errno: unix.EPIPE, axes: Everywhere,
 		prepare: func(t *T, q *Queue, _ *notify.Message) {
-			t.Check(unix.Shutdown(q.Sender.FD, unix.SHUT_WR), "shutdown")
+			t.Check(sys.Shutdown(q.Sender.FD, unix.SHUT_WR), "shutdown")
 		},
 	},
 	"send-buffer-full": {
@@ -94,7 +95,7 @@ var failures = map[string]failure{
 				}
 			}
 			// Without lingering a close resets the connection.
-			_ = unix.SetsockoptLinger(q.Receiver.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+			_ = sys.SetsockoptLinger(q.Receiver.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 			q.Receiver.Close()
 		},
 	},
@@ -227,6 +228,7 @@ func (q *Queue) finishAfterFailure(ledger *notify.Ledger) {
 	q.t.Helper()
 	others, err := notify.Collect(q.Sender.FD, ledger, q.Sends, q.t.Patience())
 	q.t.Check(err, "read the error queue")
+	q.Sender.expectOnce(q.Sends)
 	if err := ledger.Check(q.Sends); err != nil {
 		q.t.Fatalf("after a failed call: %v; the application can never reuse those buffers", err)
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
+	"github.com/zcvet/zcvet/guest/trace"
 )
 
 // End is a side of the instance's link.
@@ -49,7 +51,7 @@ func WithoutZerocopy(s *Socket) { s.SetZerocopy(false) }
 func SetOption(level, name, value int) SocketOption {
 	return func(s *Socket) {
 		s.t.Helper()
-		s.t.Check(unix.SetsockoptInt(s.FD, level, name, value), fmt.Sprintf("setsockopt level %d option %d", level, name))
+		s.t.Check(sys.SetsockoptInt(s.FD, level, name, value), fmt.Sprintf("setsockopt level %d option %d", level, name))
 	}
 }
 
@@ -106,7 +108,7 @@ func (t *T) TrySocketOf(end End, domain, kind, protocol int) (*Socket, error) {
 	t.Helper()
 	s := &Socket{FD: -1, End: end, t: t}
 	open := func() (err error) {
-		s.FD, err = unix.Socket(domain, kind|unix.SOCK_CLOEXEC, protocol)
+		s.FD, err = sys.Socket(domain, kind|unix.SOCK_CLOEXEC, protocol)
 		return err
 	}
 	var err error
@@ -128,7 +130,7 @@ func (s *Socket) adopt() {
 	s.t.OnFailure(s.dump)
 	limit := unix.NsecToTimeval(s.t.Patience().Nanoseconds())
 	for _, option := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
-		s.t.Check(unix.SetsockoptTimeval(s.FD, unix.SOL_SOCKET, option, &limit), "limit waits")
+		s.t.Check(sys.SetsockoptTimeval(s.FD, unix.SOL_SOCKET, option, &limit), "limit waits")
 	}
 }
 
@@ -141,7 +143,7 @@ func (t *T) Bound(end End) *Socket {
 	if t.Proto != VSOCK {
 		address = Sockaddr(netip.AddrPortFrom(t.Address(end), 0))
 	}
-	t.Check(unix.Bind(s.FD, address), "bind")
+	t.Check(sys.Bind(s.FD, address), "bind")
 	return s
 }
 
@@ -165,7 +167,7 @@ func Sockaddr(address netip.AddrPort) unix.Sockaddr {
 // Local returns the socket's own address. It ends the case.
 func (s *Socket) Local() netip.AddrPort {
 	s.t.Helper()
-	name, err := unix.Getsockname(s.FD)
+	name, err := sys.Getsockname(s.FD)
 	s.t.Check(err, "getsockname")
 	switch name := name.(type) {
 	case *unix.SockaddrInet4:
@@ -181,15 +183,15 @@ func (s *Socket) Local() netip.AddrPort {
 // the case.
 func (s *Socket) Listen() {
 	s.t.Helper()
-	s.t.Check(unix.Listen(s.FD, 8), "listen")
+	s.t.Check(sys.Listen(s.FD, 8), "listen")
 }
 
 // Connect connects to the address another socket is bound to. It ends the case.
 func (s *Socket) Connect(to *Socket) {
 	s.t.Helper()
-	name, err := unix.Getsockname(to.FD)
+	name, err := sys.Getsockname(to.FD)
 	s.t.Check(err, "getsockname")
-	s.t.Check(again(func() error { return unix.Connect(s.FD, name) }), "connect")
+	s.t.Check(again(func() error { return sys.Connect(s.FD, name) }), "connect")
 }
 
 // Accept takes a connection from a listener. It ends the case.
@@ -197,7 +199,7 @@ func (s *Socket) Accept() *Socket {
 	s.t.Helper()
 	accepted := &Socket{FD: -1, End: s.End, t: s.t}
 	err := again(func() (err error) {
-		accepted.FD, _, err = unix.Accept4(s.FD, unix.SOCK_CLOEXEC)
+		accepted.FD, _, err = sys.Accept4(s.FD, unix.SOCK_CLOEXEC)
 		return err
 	})
 	s.t.Check(err, "accept")
@@ -208,7 +210,7 @@ func (s *Socket) Accept() *Socket {
 // Close closes the socket; closing it again does nothing.
 func (s *Socket) Close() {
 	if s.FD >= 0 {
-		_ = unix.Close(s.FD)
+		_ = sys.Close(s.FD)
 		s.FD = -1
 	}
 }
@@ -252,7 +254,7 @@ func (s *Socket) Receive(length int) []byte {
 		}
 		var count int
 		err := again(func() (err error) {
-			count, _, err = unix.Recvfrom(s.FD, room, 0)
+			count, _, err = sys.Recvfrom(s.FD, room, 0)
 			return err
 		})
 		if errors.Is(err, unix.EAGAIN) {
@@ -317,15 +319,22 @@ func (s *Socket) CollectInto(ledger *notify.Ledger, sends int) {
 	for _, other := range others {
 		s.t.Errorf("an entry in the error queue that is no zero-copy notification: %v", other)
 	}
+	s.expectOnce(sends)
 	if err := ledger.Check(sends); err != nil {
 		s.t.Fatalf("%v; a send that is never notified is a buffer lost to the application, one notified twice a buffer reused too early", err)
 	}
 }
 
+// expectOnce notes in the record of system calls that the case is about to check
+// that each of the first sends of a socket was notified exactly once.
+func (s *Socket) expectOnce(sends int) {
+	sys.Recorder().Mark(trace.Expectation, []int64{trace.ExactlyOnce, int64(s.FD), int64(sends)})
+}
+
 // ExpectNoError fails the case if SO_ERROR holds an error.
 func (s *Socket) ExpectNoError() {
 	s.t.Helper()
-	value, err := unix.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ERROR)
+	value, err := sys.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_ERROR)
 	s.t.Check(err, "SO_ERROR")
 	if value != 0 {
 		s.t.Errorf("SO_ERROR is %v where 0 was expected: applications take it for a broken connection", unix.Errno(value))

@@ -18,6 +18,8 @@ import (
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/nic"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
+	"github.com/zcvet/zcvet/guest/trace"
 )
 
 // patience is how long a wait inside a case goes on at a TimeScale of 1. What
@@ -327,6 +329,7 @@ func (t *T) record(message string) {
 	t.lock.Lock()
 	t.failures = append(t.failures, message)
 	t.lock.Unlock()
+	sys.Recorder().Mark(trace.Failure, nil, message)
 	t.log("FAIL " + message)
 }
 

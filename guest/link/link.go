@@ -63,6 +63,10 @@ type Hello struct {
 	Release   string     `json:"release"` // uname -r
 	Features  []Feature  `json:"features"`
 	Instances []Instance `json:"instances"` // every case on every axis it applies to
+	// Trace is where the record of system calls is: the guest-physical address
+	// of each of its pages, for a host that has to read it in the memory of a
+	// machine that crashed. Empty when the agent cannot tell.
+	Trace []uint64 `json:"trace,omitempty"`
 }
 
 // Feature is something a case can need of the kernel or the machine.
@@ -125,6 +129,9 @@ type CaseEnd struct {
 	Took   time.Duration `json:"took"`
 	// Tainted is /proc/sys/kernel/tainted after the case.
 	Tainted uint64 `json:"tainted"`
+	// Trace is the packed record of the case's system calls (package trace), of
+	// a case that failed or tainted the kernel.
+	Trace []byte `json:"trace,omitempty"`
 }
 
 // Call asks the host to do something for the case that runs: one of the NIC

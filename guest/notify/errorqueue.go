@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 const (
@@ -128,7 +130,7 @@ func Wait(fd int, patience time.Duration) (bool, error) {
 		left := max(time.Until(deadline), 0)
 		polled := []unix.PollFd{{Fd: int32(fd)}}
 		// Rounded up, or the last millisecond would be spent spinning.
-		_, err := unix.Poll(polled, int((left+time.Millisecond-1)/time.Millisecond))
+		_, err := sys.Poll(polled, int((left+time.Millisecond-1)/time.Millisecond))
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return false, fmt.Errorf("poll: %w", err)
 		}

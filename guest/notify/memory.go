@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // PageSize is the size of a page in bytes.
@@ -23,8 +25,7 @@ type Memory struct {
 // Pages maps count pages of zeroed memory and touches each, so that every page
 // has a frame behind it. Close gives them back.
 func Pages(count int) (*Memory, error) {
-	data, err := unix.Mmap(-1, 0, count*PageSize,
-		unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	data, err := sys.Mmap(count*PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("map %d pages: %w", count, err)
 	}
@@ -42,7 +43,7 @@ func (m *Memory) Close() error {
 	}
 	data := m.data
 	m.data = nil
-	return unix.Munmap(data)
+	return sys.Munmap(data)
 }
 
 // Bytes returns the whole mapping. Touching a page that Protect took away ends
@@ -64,7 +65,7 @@ const (
 
 // Protect sets the access rights of count pages, beginning with page first.
 func (m *Memory) Protect(first, count int, access Access) error {
-	return unix.Mprotect(m.data[first*PageSize:(first+count)*PageSize], int(access))
+	return sys.Mprotect(m.data[first*PageSize:(first+count)*PageSize], int(access))
 }
 
 // Fill writes a pattern that differs from byte to byte and from seed to seed, so

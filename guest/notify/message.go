@@ -92,7 +92,9 @@ func (p *Prepared) Send(fd int) (int, error) { return p.call(unix.SYS_SENDMSG, f
 func (p *Prepared) Receive(fd int) (int, error) { return p.call(unix.SYS_RECVMSG, fd) }
 
 func (p *Prepared) call(number uintptr, fd int) (int, error) {
+	r := p.message.recordBegin(number, fd, p.header)
 	count, _, errno := unix.Syscall(number, uintptr(fd), uintptr(unsafe.Pointer(p.header)), uintptr(p.message.Flags))
+	p.message.recordEnd(r, number, int(count), errno, p.header)
 	// A header in mapped memory keeps nothing alive by itself.
 	runtime.KeepAlive(p)
 	if errno != 0 {
@@ -149,8 +151,10 @@ func callMany(number uintptr, fd int, messages []*Message, flags int) ([]int, er
 		prepared[i] = m.Prepare()
 		headers[i].header = *prepared[i].header
 	}
+	r := recordManyBegin(number, fd, messages, flags)
 	count, _, errno := unix.Syscall6(number, uintptr(fd),
 		uintptr(unsafe.Pointer(unsafe.SliceData(headers))), uintptr(len(headers)), uintptr(flags), 0, 0)
+	recordManyEnd(r, number, headers, messages, int(count), errno)
 	runtime.KeepAlive(prepared)
 	for i, m := range messages {
 		m.After = headers[i].header

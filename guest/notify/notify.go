@@ -17,6 +17,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // Values of struct sock_extended_err for zero-copy notifications
@@ -116,5 +118,5 @@ func EnableZerocopy(fd int, on bool) error {
 	if on {
 		value = 1
 	}
-	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ZEROCOPY, value)
+	return sys.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ZEROCOPY, value)
 }

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package trace_test
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/zcvet/zcvet/guest/trace"
+)
+
+func parse(t *testing.T, region []byte) *trace.Record {
+	t.Helper()
+	record, err := trace.Parse(region)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return record
+}
+
+func TestRecord(t *testing.T) {
+	region := make([]byte, trace.Size)
+	r := trace.NewRecorder(region)
+	r.Start("an/earlier/case")
+	r.End(r.Begin("socket", []int64{unix.AF_INET}, nil, 0), 9, 0, nil, nil, 0)
+	r.Start("counter/ids/tcp/ipv4/lo")
+	long := bytes.Repeat([]byte{7}, 1000)
+	first := r.Begin("sendto", []int64{5, unix.MSG_ZEROCOPY}, []trace.Memory{trace.Of(nil), trace.Of(long)}, 1)
+	second := r.Begin("close", []int64{6}, nil, 0)
+	r.End(second, -1, unix.EBADF, nil, nil, 0)
+	r.End(first, 1000, 0, []int64{-3}, nil, 0)
+	r.Mark(trace.Failure, nil, "9 of 10 came")
+	r.Begin("poll", []int64{-1, 5, 0}, nil, 0)
+
+	record := parse(t, region)
+	if record.Case != "counter/ids/tcp/ipv4/lo" || record.Missing != 0 || len(record.Calls) != 4 {
+		t.Fatalf("%s, %d missing, %d calls", record.Case, record.Missing, len(record.Calls))
+	}
+	send := record.Calls[0]
+	if send.Name != "sendto" || send.Result != 1000 || !send.Returned || send.Outcome[0] != -3 ||
+		send.In[1].Length != 1000 || len(send.In[1].Bytes) != trace.KeptData {
+		t.Errorf("%+v", send)
+	}
+	got := strings.Join(record.Text(trace.Style{}), "\n")
+	for _, want := range []string{
+		"sendto(5, 1000, MSG_ZEROCOPY) = 1000", "close(6) = -1 EBADF", "-- expectation failed: 9 of 10 came",
+		"poll([{5, 0}], -1 ms) = ? (never returned)",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+}
+
+// A case may hand the kernel memory that it has no access to itself.
+func TestUnreadableMemory(t *testing.T) {
+	page, err := unix.Mmap(-1, 0, unix.Getpagesize(), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(page)
+	region := make([]byte, trace.Size)
+	r := trace.NewRecorder(region)
+	r.Start("a")
+	r.Begin("sendmsg", []int64{3, 0, 0, 0}, []trace.Memory{trace.Of(nil), trace.Of(nil), trace.Of(page[:100])}, 2)
+	record := parse(t, region)
+	if piece := record.Calls[0].In[2]; piece.Bytes != nil || piece.Length != 100 {
+		t.Errorf("%+v", piece)
+	}
+	if got := record.Text(trace.Style{})[0]; !strings.Contains(got, "iov=[100 unreadable]") {
+		t.Error(got)
+	}
+}
+
+// However many calls a case makes, the first and the last ones are kept.
+func TestBounded(t *testing.T) {
+	region := make([]byte, trace.Size)
+	r := trace.NewRecorder(region)
+	for _, calls := range []int{100, 3000, 20_000, 50_000} {
+		r.Start("many")
+		for i := range calls {
+			r.End(r.Begin("listen", []int64{int64(i), 0}, nil, 0), 0, 0, nil, nil, 0)
+		}
+		record := parse(t, region)
+		if len(record.Calls)+record.Missing != calls {
+			t.Errorf("%d calls: %d kept, %d missing", calls, len(record.Calls), record.Missing)
+		}
+		if calls > 100 && len(record.Calls) < 1000 {
+			t.Errorf("%d calls: only %d kept", calls, len(record.Calls))
+		}
+		first, last := record.Calls[0], record.Calls[len(record.Calls)-1]
+		if first.Arguments[0] != 0 || last.Arguments[0] != int64(calls-1) || !last.Returned {
+			t.Errorf("%d calls: from %+v to %+v", calls, first, last)
+		}
+		packed, err := trace.Pack(region)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unpacked, err := trace.Unpack(packed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again := parse(t, unpacked); fmt.Sprint(again.Calls) != fmt.Sprint(record.Calls) {
+			t.Errorf("%d calls: packing changed the record", calls)
+		}
+	}
+}
+
+func TestNoRecord(t *testing.T) {
+	if _, err := trace.Parse(make([]byte, trace.Size)); err == nil {
+		t.Error("zeros are no record")
+	}
+	if _, err := trace.Unpack([]byte("?")); err == nil {
+		t.Error("what was never packed cannot be unpacked")
+	}
+	var none *trace.Recorder
+	none.Start("a")
+	none.Mark(trace.Failure, nil, "nobody hears it")
+	none.End(none.Begin("close", nil, nil, 0), 0, 0, nil, nil, 0)
+}
+
+func FuzzParse(f *testing.F) {
+	region := make([]byte, trace.Size)
+	r := trace.NewRecorder(region)
+	r.Start("case")
+	r.End(r.Begin("sendmsg", []int64{5, 0, 0, 0}, []trace.Memory{trace.Of(nil), trace.Of(make([]byte, 40)), trace.Of([]byte("x"))}, 2), 1, 0, nil,
+		[]trace.Memory{trace.Of(make([]byte, 56)), trace.Of(make([]byte, 40))}, 2)
+	f.Add(uint16(0), region[:2000])
+	f.Fuzz(func(t *testing.T, at uint16, data []byte) {
+		corrupt := bytes.Clone(region)
+		copy(corrupt[int(at)%len(corrupt):], data)
+		record, _ := trace.Parse(corrupt)
+		if record == nil {
+			return
+		}
+		record.Text(trace.Style{Constant: 81, ABI: "v8"})
+	})
+}
