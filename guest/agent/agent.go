@@ -159,6 +159,11 @@ func (a *Agent) obey() error {
 			if err != nil {
 				return err
 			}
+			if mutant := run.Parameter.Mutant; mutant != "" {
+				if err := a.system.SetMutant(mutant); err != nil {
+					return fmt.Errorf("make the kernel mutant %q: %w", mutant, err)
+				}
+			}
 			for _, id := range run.Instances {
 				if err := a.runCase(id, run.Parameter); err != nil {
 					return err

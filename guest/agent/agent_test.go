@@ -30,6 +30,7 @@ type fakeSystem struct {
 	// mount and sysctl fail when they return an error.
 	mount  func(target string) error
 	sysctl func(name string) error
+	mutant func(name string) error
 
 	// killPatience is long, so that a worker that dies as it should always has
 	// the time, but in tests of workers that do not.
@@ -71,6 +72,13 @@ func (f *fakeSystem) Mount(_, target, _ string) error {
 func (f *fakeSystem) SetSysctl(name, _ string) error {
 	if f.sysctl != nil {
 		return f.sysctl(name)
+	}
+	return nil
+}
+
+func (f *fakeSystem) SetMutant(name string) error {
+	if f.mutant != nil {
+		return f.mutant(name)
 	}
 	return nil
 }
@@ -665,5 +673,33 @@ func TestBoot(t *testing.T) {
 func TestOnlyPID1MayBeInit(t *testing.T) {
 	if err := mayBeInit(4711); err == nil || !strings.Contains(err.Error(), "PID 4711") {
 		t.Errorf("as PID 4711: %v", err)
+	}
+}
+
+func TestMutantIsSelectedBeforeTheCases(t *testing.T) {
+	var selected []string
+	system := newFakeSystem(func(_ int, w *fakeWorker) { w.greet(); w.passAll() })
+	system.mutant = func(name string) error {
+		if name == "unheard_of" {
+			return unix.EINVAL
+		}
+		selected = append(selected, name)
+		return nil
+	}
+	h := serve(t, system)
+	h.next(link.KindHello)
+	for _, mutant := range []string{"", "holes"} {
+		h.send(link.KindRun, link.Run{Instances: []string{"a"}, Parameter: link.Parameters{Mutant: mutant}})
+		h.next(link.KindCaseStart)
+		h.next(link.KindCaseEnd)
+		h.next(link.KindDone)
+	}
+	h.send(link.KindRun, link.Run{Instances: []string{"a"}, Parameter: link.Parameters{Mutant: "unheard_of"}})
+	if fatal := decode[link.Fatal](t, h.next(link.KindFatal)); !strings.Contains(fatal.Error, `"unheard_of"`) {
+		t.Errorf("fatal %q for a mutant the kernel does not have", fatal.Error)
+	}
+	<-h.served
+	if !slices.Equal(selected, []string{"holes"}) {
+		t.Errorf("selected %q, a run that names no mutant must leave the kernel alone", selected)
 	}
 }

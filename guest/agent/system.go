@@ -21,6 +21,8 @@ type system interface {
 	Mount(source, target, kind string) error
 	// SetSysctl writes a file below /proc/sys unless it holds the value.
 	SetSysctl(name, value string) error
+	// SetMutant switches on one of the faults that the kernel can have.
+	SetMutant(name string) error
 	// Print puts a line on the console, in order with what the kernel prints.
 	Print(line string) error
 	// StartWorker starts this program again as a worker. The files become its
@@ -60,6 +62,10 @@ func (kernel) SetSysctl(name, value string) error {
 		return nil
 	}
 	return os.WriteFile(path, []byte(value), 0)
+}
+
+func (kernel) SetMutant(name string) error {
+	return os.WriteFile("/sys/module/zcvet/parameters/mutant", []byte(name), 0)
 }
 
 // Print goes through the kernel's own log: what is written to the console device

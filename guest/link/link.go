@@ -105,6 +105,9 @@ type Parameters struct {
 	Seed     int64 `json:"seed"`
 	// CaseTimeout bounds one case; the agent kills the case's process at it.
 	CaseTimeout time.Duration `json:"case_timeout"`
+	// Mutant is the fault that the kernel is to have, by the name it goes by in
+	// package mutants; empty for a kernel that has none to choose from.
+	Mutant string `json:"mutant,omitempty"`
 	// TimeScale multiplies the patience of waits inside a case; 1 under KVM,
 	// larger under TCG and on debug kernels.
 	TimeScale float64 `json:"time_scale"`

@@ -35,6 +35,7 @@ type laboratory struct {
 	nmis     int
 	evidence []string
 	calls    []string
+	mutants  []string // what the runs asked for
 	open     int
 }
 
@@ -104,6 +105,9 @@ func (vm *fakeVM) serve(conn *link.Conn) {
 				vm.lab.t.Error(err)
 				return
 			}
+			vm.lab.lock.Lock()
+			vm.lab.mutants = append(vm.lab.mutants, run.Parameter.Mutant)
+			vm.lab.lock.Unlock()
 			for _, id := range run.Instances {
 				vm.console("[    1.000000] " + link.StartMark(id))
 				if conn.Send(link.KindCaseStart, link.CaseStart{ID: id}) != nil {

@@ -384,6 +384,9 @@ func (w *watch) run(ctx context.Context) error {
 			if done || err != nil {
 				return err
 			}
+			if got.message.Kind == link.KindCaseEnd && w.enough() {
+				return nil
+			}
 			// The agent kills a case that takes too long. If it cannot, or never
 			// gets to the next one, PID 1 may well be alive and send heartbeats
 			// for ever.

@@ -71,6 +71,9 @@ type Options struct {
 	Progress progress.Func
 	// OnCase, if set, is called with every result as it comes.
 	OnCase func(verdict.Case)
+	// Enough, if set, is asked between cases and ends the run with what there is
+	// when it says yes. The cases that did not run have no status then.
+	Enough func() bool
 	// Console receives every console line of every machine, with the marks of
 	// where cases begin.
 	Console io.Writer
@@ -124,26 +127,12 @@ func (r *runner) close() {
 	}
 }
 
-// boot starts the first machine, waits for the agent and takes the snapshot.
+// boot starts the first machine, selects the cases and takes the snapshot.
 func (r *runner) boot(ctx context.Context) error {
-	r.console = consoleLog{writer: r.Console}
-	started := time.Now()
-	s, err := r.open(link.NewConn, func(console func(string)) (VM, error) {
-		return r.Booter.Boot(ctx, console)
-	})
+	hello, err := r.reach(ctx)
 	if err != nil {
 		return err
 	}
-	r.session = s
-	r.result.Boots++
-
-	hello, err := s.awaitHello(ctx)
-	r.keepSplats(s)
-	if err != nil {
-		return err
-	}
-	r.result.Boot = time.Since(started)
-	r.result.Features = hello.Features
 	for _, instance := range hello.Instances {
 		if r.Wanted == nil || r.Wanted(instance) {
 			r.result.Cases = append(r.result.Cases, newCase(instance))
@@ -154,6 +143,29 @@ func (r *runner) boot(ctx context.Context) error {
 			WithAdvice("zcvet run --list shows every case with its checklist ids")
 	}
 	return r.takeSnapshot(ctx)
+}
+
+// reach starts the first machine and waits for its agent.
+func (r *runner) reach(ctx context.Context) (*link.Hello, error) {
+	r.console = consoleLog{writer: r.Console}
+	started := time.Now()
+	s, err := r.open(link.NewConn, func(console func(string)) (VM, error) {
+		return r.Booter.Boot(ctx, console)
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.session = s
+	r.result.Boots++
+
+	hello, err := s.awaitHello(ctx)
+	r.keepSplats(s)
+	if err != nil {
+		return nil, err
+	}
+	r.result.Boot = time.Since(started)
+	r.result.Features = hello.Features
+	return hello, nil
 }
 
 // takeSnapshot saves the machine while the agent waits for work and the host has
@@ -187,6 +199,9 @@ func (r *runner) runAll(ctx context.Context) error {
 		if len(left) == 0 {
 			return r.shutdown(ctx)
 		}
+		if r.enough() {
+			return nil // close throws the machine away in the middle of its work
+		}
 		if r.session == nil {
 			if err := r.replace(ctx); err != nil {
 				return err
@@ -217,6 +232,8 @@ func (r *runner) unfinished() []string {
 	}
 	return left
 }
+
+func (r *runner) enough() bool { return r.Enough != nil && r.Enough() }
 
 func (r *runner) report(left int) {
 	total := len(r.result.Cases)
