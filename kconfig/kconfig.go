@@ -31,19 +31,32 @@ import (
 //go:embed fragments/*.config
 var files embed.FS
 
-// Default is the set that is built unless another one is asked for: as small as
-// the suite allows.
-const Default = "default"
+const (
+	// Default is the set that is built unless another one is asked for: as small
+	// as the suite allows.
+	Default = "default"
+	// Debug finds what the default set cannot see, at several times the cost.
+	Debug = "debug"
+	// Coverage counts which lines of the series are executed.
+	Coverage = "coverage"
+)
+
+// small are the fragments that every set begins with.
+var small = []string{"base", "console", "net", "zerocopy", "detect"}
 
 // sets lists the fragments of each set; a later fragment overrides an earlier one.
 var sets = map[string][]string{
-	Default: {"base", "console", "net", "zerocopy", "detect"},
+	Default:  small,
+	Debug:    append(slices.Clone(small), "memory", "locking", "references", "inject"),
+	Coverage: append(slices.Clone(small), "coverage", "inject"),
 }
 
 // Set is a kernel configuration: fragments in the order they are merged.
 type Set struct {
 	Name      string
 	Fragments []Fragment
+
+	own bool // has fragments of the user's
 }
 
 // Fragment is one fragment file.
@@ -104,7 +117,7 @@ func Load(name string) (*Set, error) {
 	if own == "" {
 		return set, nil
 	}
-	set.Name = name
+	set.Name, set.own = name, true
 	for path := range strings.SplitSeq(own, ",") {
 		text, err := os.ReadFile(path)
 		if err != nil {

@@ -132,6 +132,31 @@ func TestLoadWithOwnFragments(t *testing.T) {
 	}
 }
 
+func TestNeeds(t *testing.T) {
+	own := filepath.Join(t.TempDir(), "own.config")
+	if err := os.WriteFile(own, []byte("# why\nCONFIG_KASAN=n\n# why\nCONFIG_GCOV_KERNEL=y\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		set  string
+		want kconfig.Needs
+	}{
+		{"default", kconfig.Needs{Slowdown: 1}},
+		{"coverage", kconfig.Needs{Slowdown: 1, Coverage: true}},
+		{"debug", kconfig.Needs{Slowdown: 4, Memory: 768, Parameters: []string{"kasan_multi_shot"}}},
+		{"debug," + own, kconfig.Needs{Slowdown: 4, Memory: 512, Coverage: true}},
+		{"default," + own, kconfig.Needs{Slowdown: 4, Coverage: true}},
+	} {
+		set, err := kconfig.Load(test.set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(test.want, set.Needs()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.set, diff)
+		}
+	}
+}
+
 func TestLoadUnknown(t *testing.T) {
 	_, err := kconfig.Load("nonsense")
 	if err == nil || !strings.Contains(err.Error(), kconfig.Default) {

@@ -47,6 +47,9 @@ type Config struct {
 	Memory int
 	// CPUs of the guest, 2 by default.
 	CPUs int
+	// Slowdown is how many times longer than another kernel this one takes for
+	// everything, 1 by default; see NewPatience.
+	Slowdown float64
 	// NICs in the order in which they are plugged, at most 6.
 	NICs []NIC
 	// Parameters are added to the kernel's command line and win over those the
@@ -79,6 +82,8 @@ func (c Config) withDefaults() Config {
 	}
 	return c
 }
+
+func (c Config) patience() Patience { return NewPatience(c.Accelerator, c.Slowdown) }
 
 // plugs are the parts of a machine that differ between a machine that this
 // process runs and the same machine started by hand.
@@ -527,7 +532,7 @@ func (m *Machine) Close() error {
 
 // run executes a QMP command within its patience.
 func (m *Machine) run(ctx context.Context, command string, arguments, result any) error {
-	ctx, cancel := context.WithTimeout(ctx, NewPatience(m.config.Accelerator, false).Command)
+	ctx, cancel := context.WithTimeout(ctx, m.config.patience().Command)
 	defer cancel()
 	if err := m.monitor.run(ctx, command, arguments, result); err != nil {
 		return fault.New(fault.Infrastructure, "%w", err)
@@ -557,7 +562,7 @@ func (m *Machine) InjectNMI(ctx context.Context) (bool, error) {
 	if err := m.run(ctx, "inject-nmi", nil, nil); err != nil {
 		return false, err
 	}
-	patience := NewPatience(m.config.Accelerator, false)
+	patience := m.config.patience()
 	select {
 	case <-m.done:
 		return true, nil

@@ -166,10 +166,10 @@ func TestConfiguredHZ(t *testing.T) {
 
 func TestPatienceNests(t *testing.T) {
 	for _, accelerator := range []string{KVM, TCG} {
-		for _, debug := range []bool{false, true} {
-			p := NewPatience(NewAccelerator(accelerator, ""), debug)
+		for _, slowdown := range []float64{0, 1, 4} {
+			p := NewPatience(NewAccelerator(accelerator, ""), slowdown)
 			if !(p.Case < p.Suite && p.Suite < p.Machine(1) && p.Silence < p.Suite && p.Scale >= 1) {
-				t.Errorf("%s, debug %v: %+v does not nest", accelerator, debug, p)
+				t.Errorf("%s, slowdown %v: %+v does not nest", accelerator, slowdown, p)
 			}
 		}
 	}

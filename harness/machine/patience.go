@@ -27,21 +27,16 @@ type Patience struct {
 	Scale float64
 }
 
-// Factors of slowness, with reserve for a machine that is busy with other work.
-const (
-	tcgScale   = 3
-	debugScale = 4
-)
+// tcgScale is the factor of slowness under TCG, with reserve for a machine that is
+// busy with other work.
+const tcgScale = 3
 
-// NewPatience returns the times for an accelerator. A debug kernel is one with
-// KASAN, lockdep or the like.
-func NewPatience(accelerator Accelerator, debug bool) Patience {
-	scale := 1.0
+// NewPatience returns the times for an accelerator and a kernel that takes so many
+// times longer than one without debugging; less than 1 counts as 1.
+func NewPatience(accelerator Accelerator, slowdown float64) Patience {
+	scale := max(slowdown, 1)
 	if accelerator.Name == TCG {
 		scale *= tcgScale
-	}
-	if debug {
-		scale *= debugScale
 	}
 	scaled := func(base time.Duration) time.Duration { return time.Duration(float64(base) * scale) }
 	return Patience{

@@ -112,7 +112,7 @@ func (m *Machine) saveDevices(ctx context.Context, file *os.File) error {
 }
 
 func (m *Machine) runWithFile(ctx context.Context, file *os.File, command string, arguments any) error {
-	ctx, cancel := context.WithTimeout(ctx, NewPatience(m.config.Accelerator, false).Command)
+	ctx, cancel := context.WithTimeout(ctx, m.config.patience().Command)
 	defer cancel()
 	return m.monitor.runWithFile(ctx, file, command, arguments, nil)
 }
@@ -122,7 +122,7 @@ const migrationPoll = 2 * time.Millisecond
 
 // awaitMigration waits for the end of an outgoing or incoming migration.
 func (m *Machine) awaitMigration(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, NewPatience(m.config.Accelerator, false).Command,
+	ctx, cancel := context.WithTimeoutCause(ctx, m.config.patience().Command,
 		errors.New("migration did not end in time"))
 	defer cancel()
 	ticker := time.NewTicker(migrationPoll)

@@ -81,7 +81,7 @@ func (a *Attempt) Cases(ctx context.Context, prepared *Prepared) error {
 			return err
 		}
 	}
-	patience := machine.NewPatience(prepared.Accelerator, options.Config != defaultConfig)
+	patience := machine.NewPatience(prepared.Accelerator, prepared.needs.Slowdown)
 	step := v.UI.Step("cases")
 	booter := &rig.Booter{
 		Machine: prepared.Machine(options),

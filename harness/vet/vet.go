@@ -100,9 +100,6 @@ func restores(outcome *suite.Result) string {
 	return fmt.Sprintf(", restored %d times", len(outcome.Restores))
 }
 
-// defaultConfig is the set that is no debug kernel.
-const defaultConfig = "default"
-
 // Prepared is everything a machine needs, built.
 type Prepared struct {
 	Tree        *tree.Tree // nil for an image: kernel
@@ -111,6 +108,7 @@ type Prepared struct {
 	Accelerator machine.Accelerator
 
 	allowed []splat.Allowed
+	needs   kconfig.Needs
 	// about is what a run on it says of kernel, series and machine.
 	about verdict.Run
 }
@@ -130,6 +128,7 @@ func (p *Prepared) Machine(options Options) machine.Config {
 	}
 	return machine.Config{
 		Accelerator: accelerator, Kernel: p.Kernel.Boot, KernelConfig: p.Kernel.Config, Initramfs: p.Image.Path,
+		Memory: p.needs.Memory, Slowdown: p.needs.Slowdown, Parameters: p.needs.Parameters,
 	}
 }
 
@@ -181,6 +180,7 @@ func (v *Vetter) kernel(ctx context.Context, options Options, run *verdict.Run, 
 	if err != nil {
 		return err
 	}
+	p.needs = config.Needs()
 	from, err := v.source(ctx, options, run)
 	if err != nil {
 		return err
