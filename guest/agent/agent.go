@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zcvet/zcvet/guest/cases"
+	"github.com/zcvet/zcvet/guest/debugfs"
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/trace"
@@ -45,6 +46,11 @@ type Agent struct {
 	lay    func() error
 	host   *link.Conn
 	reaper *reaper
+
+	// debugfs is where it is mounted.
+	debugfs string
+	// history is when which case ran, for what is found out later.
+	history []debugfs.Event
 
 	// killPatience is the constant of that name, but for tests.
 	killPatience time.Duration
@@ -127,6 +133,9 @@ func (a *Agent) sayHello() error {
 	if err != nil {
 		return err
 	}
+	if err := debugfs.ResetCounters(a.debugfs); err != nil {
+		return fmt.Errorf("reset the counters of executed lines: %w", err)
+	}
 	return a.host.Send(link.KindHello, hello)
 }
 
@@ -174,6 +183,14 @@ func (a *Agent) obey() error {
 			}
 		case link.KindReply:
 			a.passReply(message)
+		case link.KindCounters:
+			if err := a.host.Send(link.KindCounters, debugfs.CountersOf(a.debugfs)); err != nil {
+				return err
+			}
+		case link.KindLeaks:
+			if err := a.host.Send(link.KindLeaks, debugfs.FindLeaks(a.debugfs, a.history)); err != nil {
+				return err
+			}
 		default:
 			return fmt.Errorf("unexpected %s message from the host", message.Kind)
 		}
@@ -210,6 +227,7 @@ func (a *Agent) runCase(id string, parameters link.Parameters) error {
 		return fmt.Errorf("mark the case on the console: %w", err)
 	}
 	started := time.Now()
+	a.history = append(a.history, debugfs.Event{Case: id, At: started})
 	end, err := a.await(id, parameters, limit, grace)
 	if err != nil {
 		return err

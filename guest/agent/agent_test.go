@@ -218,6 +218,7 @@ func serve(t *testing.T, system *fakeSystem) *host {
 	t.Cleanup(func() { null.Close() })
 	namespace := network.FromFD(int(null.Fd()))
 	a := newAgent(system, &network.Network{Sender: namespace, Receiver: namespace}, link.NewConn(theirs))
+	a.debugfs = t.TempDir()
 	a.killPatience = system.killPatience
 	go a.reaper.run()
 	h := &host{t: t, agent: a, conn: link.NewConn(ours), served: make(chan error, 1)}
@@ -622,6 +623,7 @@ func TestEndOfTheLinkEndsTheAgent(t *testing.T) {
 	system := newFakeSystem(func(_ int, w *fakeWorker) { w.greet(); w.passAll() })
 	namespace := network.FromFD(0)
 	a := newAgent(system, &network.Network{Sender: namespace, Receiver: namespace}, link.NewConn(theirs))
+	a.debugfs = t.TempDir()
 	go a.reaper.run()
 	served := make(chan error, 1)
 	go func() { served <- a.serve() }()
@@ -701,5 +703,22 @@ func TestMutantIsSelectedBeforeTheCases(t *testing.T) {
 	<-h.served
 	if !slices.Equal(selected, []string{"holes"}) {
 		t.Errorf("selected %q, a run that names no mutant must leave the kernel alone", selected)
+	}
+}
+
+func TestCountersAndLeaks(t *testing.T) {
+	h := serve(t, newFakeSystem(func(_ int, w *fakeWorker) { w.greet(); w.nextCase() }))
+	h.next(link.KindHello)
+	h.send(link.KindCounters, nil)
+	if got := decode[link.Counters](t, h.next(link.KindCounters)); got.Error == "" {
+		t.Errorf("a kernel that does not count answered %+v", got)
+	}
+	h.send(link.KindLeaks, nil)
+	if got := decode[link.Leaks](t, h.next(link.KindLeaks)); got.Error == "" {
+		t.Errorf("a kernel without kmemleak answered %+v", got)
+	}
+	h.send(link.KindShutdown, nil)
+	if err := <-h.served; err != nil {
+		t.Error(err)
 	}
 }

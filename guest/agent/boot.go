@@ -4,6 +4,8 @@ package agent
 
 import (
 	"fmt"
+
+	"github.com/zcvet/zcvet/guest/debugfs"
 )
 
 // filesystem is something PID 1 mounts.
@@ -18,7 +20,7 @@ var filesystems = []filesystem{
 	{"sysfs", "/sys", "sysfs", false},
 	{"devtmpfs", "/dev", "devtmpfs", false},
 	{"tmpfs", "/tmp", "tmpfs", false},
-	{"debugfs", "/sys/kernel/debug", "debugfs", true},
+	{"debugfs", debugfs.Root, "debugfs", true},
 }
 
 // sysctl is a setting of the whole kernel; those of a network namespace are in

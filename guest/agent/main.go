@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zcvet/zcvet/guest/cases"
+	"github.com/zcvet/zcvet/guest/debugfs"
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
 )
@@ -121,6 +122,7 @@ func initialise(s system) error {
 func newAgent(s system, namespaces *network.Network, host *link.Conn) *Agent {
 	return &Agent{
 		system: s, network: namespaces, lay: func() error { return nil }, host: host, reaper: newReaper(s),
+		debugfs:      debugfs.Root,
 		killPatience: killPatience,
 		fromHost:     make(chan received), calls: make(map[uint64]pendingCall),
 	}

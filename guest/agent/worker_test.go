@@ -36,6 +36,7 @@ func realAgent(t *testing.T, here *network.Namespace) *host {
 	ours, theirs := net.Pipe()
 	t.Cleanup(func() { ours.Close(); theirs.Close() })
 	a := newAgent(processes{newFakeSystem(nil)}, &network.Network{Sender: here, Receiver: here, Missing: missing}, link.NewConn(theirs))
+	a.debugfs = t.TempDir()
 	go a.reaper.run()
 	h := &host{t: t, agent: a, conn: link.NewConn(ours), served: make(chan error, 1)}
 	go func() { h.served <- a.serve() }()

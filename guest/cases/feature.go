@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/zcvet/zcvet/guest/debugfs"
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/notify"
@@ -28,6 +29,10 @@ const (
 	ThirtyTwoBit    = "ia32"
 	FaultInjection  = "fault-injection"
 	SCMNotification = "scm-zc-notification"
+	// GCov and Kmemleak are no case's need: they tell the host what it can ask
+	// for at the end.
+	GCov     = "gcov"
+	Kmemleak = "kmemleak"
 )
 
 // feature is something a kernel or machine may lack.
@@ -61,6 +66,8 @@ var features = []feature{
 		_, err := os.Stat("/proc/self/make-it-fail")
 		return err
 	}},
+	{name: GCov, probe: func(*Environment) error { return debugfs.HasGCov(debugfs.Root) }},
+	{name: Kmemleak, probe: func(*Environment) error { return debugfs.HasKmemleak(debugfs.Root) }},
 	{name: SCMNotification, probe: probeSCMNotification, parameterised: true},
 }
 

@@ -13,6 +13,10 @@
 //	agent → host  CaseStart, Log, CaseEnd   per instance
 //	agent → host  Call             a case drives the NIC; the host answers Reply
 //	agent → host  Done             the end of a Run, explicit
+//	host  → agent Counters         asks for the counters of executed lines
+//	agent → host  Counters         the answer
+//	host  → agent Leaks            asks for a search for leaked memory
+//	agent → host  Leaks            the answer
 //	agent → host  Heartbeat        every HeartbeatInterval, from PID 1
 //	host  → agent Shutdown         power off
 package link
@@ -46,6 +50,8 @@ const (
 	KindCall      Kind = "call"       // Call
 	KindReply     Kind = "reply"      // Reply
 	KindDone      Kind = "done"       // Done
+	KindCounters  Kind = "counters"   // Counters; no body from the host
+	KindLeaks     Kind = "leaks"      // Leaks; no body from the host
 	KindHeartbeat Kind = "heartbeat"  // no body
 	KindShutdown  Kind = "shutdown"   // no body
 	KindFatal     Kind = "fatal"      // Fatal
@@ -155,6 +161,40 @@ type Reply struct {
 // Done ends a Run.
 type Done struct {
 	Ran int `json:"ran"`
+}
+
+// Counters tells how often lines of the kernel were executed since the agent said
+// hello.
+type Counters struct {
+	Files []CountersFile `json:"files"`
+	// Error says why there are no counters, or not all of them.
+	Error string `json:"error,omitempty"`
+}
+
+// CountersFile is one file as gcov writes and reads it.
+type CountersFile struct {
+	// Path ends with the object's place in the build tree, in front of which
+	// stands the place of the build tree on the machine it was built on.
+	Path string `json:"path"`
+	Data []byte `json:"data"`
+}
+
+// Leaks are objects in the kernel's memory to which no pointer is left.
+type Leaks struct {
+	Leaks []Leak `json:"leaks"`
+	// Total is how many there are; Leaks may be fewer.
+	Total int `json:"total"`
+	// Error says why the search failed.
+	Error string `json:"error,omitempty"`
+}
+
+// Leak is one object.
+type Leak struct {
+	// Case is the case that ran when it was allocated, or the last one before;
+	// empty when none had run yet.
+	Case string `json:"case"`
+	// Text is what the kernel says about it.
+	Text string `json:"text"`
 }
 
 // Fatal is the agent's last word when it cannot go on.

@@ -56,6 +56,10 @@ type Kernel struct {
 	Boot string `json:"-"`
 	// Config is the resolved .config; empty for an image.
 	Config string `json:"-"`
+	// Notes is the directory with the compiler's notes about the objects that
+	// count which lines are executed (.gcno), by their places in the build tree;
+	// empty when none does.
+	Notes string `json:"-"`
 	// Release is what uname -r says.
 	Release  string `json:"release"`
 	Compiler string `json:"compiler"`
@@ -156,6 +160,7 @@ const (
 	vmlinuxFile = "vmlinux"
 	bootFile    = "boot"
 	configFile  = "config"
+	notesDir    = "notes"
 	kernelFile  = "kernel.json"
 )
 
@@ -182,7 +187,7 @@ func load(ctx context.Context, dir *cache.Dir, id string) (*Kernel, error) {
 		release()
 		return nil, fault.New(fault.Infrastructure, "%s: %w", filepath.Join(place, kernelFile), err).WithAdvice("remove %s", place)
 	}
-	for name, field := range map[string]*string{vmlinuxFile: &kernel.Vmlinux, bootFile: &kernel.Boot, configFile: &kernel.Config} {
+	for name, field := range map[string]*string{vmlinuxFile: &kernel.Vmlinux, bootFile: &kernel.Boot, configFile: &kernel.Config, notesDir: &kernel.Notes} {
 		file := filepath.Join(place, name)
 		if _, err := os.Stat(file); err == nil {
 			*field = file
@@ -474,6 +479,25 @@ func (b *builder) explain(what string, err error) error {
 	return fault.New(fault.Build, "%s", message).WithOutput(diagnosis.Excerpt)
 }
 
+// keepNotes copies the notes that the compiler made beside the objects. Those of
+// objects that other builds had counted are among them, and are not asked for.
+func keepNotes(build, to string) error {
+	return filepath.WalkDir(build, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || filepath.Ext(path) != ".gcno" {
+			return err
+		}
+		relative, err := filepath.Rel(build, path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, relative)
+		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+			return err
+		}
+		return copyFile(path, target)
+	})
+}
+
 // keep copies what make made into the cache, under the kernel's id.
 func (b *builder) keep(ctx context.Context, took time.Duration) error {
 	dir := b.options.Cache
@@ -490,6 +514,9 @@ func (b *builder) keep(ctx context.Context, took time.Duration) error {
 	}
 	if err := copyFile(filepath.Join(build, ".config"), filepath.Join(stage.Dir, configFile)); err != nil {
 		return dir.Explain("keep the kernel", err)
+	}
+	if err := keepNotes(build, filepath.Join(stage.Dir, notesDir)); err != nil {
+		return dir.Explain("keep the compiler's notes", err)
 	}
 	strip := exec.CommandContext(ctx, "strip", "--strip-all", "-o", filepath.Join(stage.Dir, bootFile), vmlinux)
 	strip.Env = environment()

@@ -27,7 +27,12 @@ type laboratory struct {
 	behaviour map[string]behaviour
 	// noHello keeps the agent from coming up; its console shows boot.
 	noHello bool
-	boot    []string
+	// features are what the agent says it has. Leaks and counters are what its
+	// kernel has gathered.
+	features []link.Feature
+	leaks    link.Leaks
+	counters link.Counters
+	boot     []string
 
 	lock     sync.Mutex
 	boots    int
@@ -65,7 +70,7 @@ func (l *laboratory) start(console func(string), hello bool) *fakeVM {
 		}
 		conn := link.NewConn(guest)
 		if hello {
-			body := link.Hello{Version: link.Version}
+			body := link.Hello{Version: link.Version, Features: l.features}
 			for _, id := range l.instances {
 				body.Instances = append(body.Instances, link.Instance{ID: id, Name: id, Level: "MUST"})
 			}
@@ -99,6 +104,14 @@ func (vm *fakeVM) serve(conn *link.Conn) {
 		case link.KindShutdown:
 			vm.stop(nil)
 			return
+		case link.KindLeaks:
+			if conn.Send(link.KindLeaks, vm.lab.leaks) != nil {
+				return
+			}
+		case link.KindCounters:
+			if conn.Send(link.KindHeartbeat, nil) != nil || conn.Send(link.KindCounters, vm.lab.counters) != nil {
+				return
+			}
 		case link.KindRun:
 			run, err := link.Decode[link.Run](message)
 			if err != nil {

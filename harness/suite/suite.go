@@ -89,6 +89,12 @@ type Result struct {
 	Boot     time.Duration // exec of QEMU to Hello
 	Boots    int
 	Restores []time.Duration // exec of QEMU to the first message of the agent
+	// Counters tell which lines of the kernel were executed, one set for each
+	// machine that could be asked; none unless the kernel counts.
+	Counters []link.Counters
+	// Missing says what a kernel that counts lines or looks for leaks could not
+	// tell, because its machine was lost.
+	Missing []string
 }
 
 // maxLosses bounds how many machines may be lost while no case was running, or
@@ -214,6 +220,9 @@ func (r *runner) runAll(ctx context.Context) error {
 		if err != nil {
 			r.session.close()
 			r.session = nil
+			if r.gathers() {
+				r.miss("a machine took along what its kernel had gathered: %v", err)
+			}
 			if finished > 0 {
 				losses = 0
 			} else if losses++; losses == maxLosses {
@@ -294,6 +303,7 @@ func (r *runner) shutdown(ctx context.Context) error {
 	if s == nil {
 		return nil
 	}
+	r.harvest(ctx, s)
 	err := s.powerOff(ctx)
 	r.keepSplats(s)
 	s.close()

@@ -104,6 +104,9 @@ type Machine struct {
 	// Features is what the agent found that cases can need, and why what is
 	// missing is missing.
 	Features []Feature `json:"features,omitempty"`
+	// Missing says what a kernel that counts executed lines or looks for leaked
+	// memory could not tell, because its machine was lost.
+	Missing []string `json:"missing,omitempty"`
 }
 
 // Feature is something a case can need of the kernel or the machine.
@@ -199,6 +202,9 @@ type Coverage struct {
 	Executed   int `json:"executed"`
 	// Lines has every executable line, by file and number.
 	Lines []CoveredLine `json:"lines"`
+	// Missing says what the counts lack: files that were not compiled, and
+	// machines that took their counters along.
+	Missing []string `json:"missing,omitempty"`
 }
 
 // CoveredLine is one executable line that the series added.

@@ -108,7 +108,10 @@ func (a *Attempt) Cases(ctx context.Context, prepared *Prepared) error {
 		return err
 	}
 	step.Done("%d, booted in %.2f s%s", len(run.Cases), outcome.Boot.Seconds(), restores(outcome))
-	return nil
+	for _, missing := range outcome.Missing {
+		v.UI.Warn("%s", missing)
+	}
+	return v.coverage(ctx, prepared, outcome, run)
 }
 
 // End gives the verdict and stores it. Err is what ended the run early, or nil; it

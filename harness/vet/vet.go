@@ -309,7 +309,12 @@ func describe(patched *tree.Tree) string {
 
 func (v *Vetter) build(ctx context.Context, options Options, run *verdict.Run, config *kconfig.Set, p *Prepared) error {
 	step := v.UI.Step("build")
-	built, err := kbuild.Build(ctx, p.Tree, config, kbuild.Options{
+	toBuild, err := instrumented(p.Tree, config)
+	if err != nil {
+		step.Fail(err)
+		return err
+	}
+	built, err := kbuild.Build(ctx, toBuild, config, kbuild.Options{
 		Cache: v.Cache, Progress: step.Progress, Log: v.Log, Jobs: options.Jobs,
 	})
 	if err != nil {
@@ -361,6 +366,7 @@ func (p *Prepared) judge(outcome *suite.Result, run *verdict.Run, err error) {
 	for _, feature := range outcome.Features {
 		run.Machine.Features = append(run.Machine.Features, verdict.Feature(feature))
 	}
+	run.Machine.Missing = outcome.Missing
 	run.Machine.BootMS = outcome.Boot.Milliseconds()
 	run.Machine.Boots, run.Machine.Restores = outcome.Boots, len(outcome.Restores)
 	if durations := slices.Sorted(slices.Values(outcome.Restores)); len(durations) > 0 {
@@ -418,5 +424,9 @@ func (v *Vetter) KernelID(ctx context.Context, options Options) (string, error) 
 	if err != nil {
 		return "", err
 	}
-	return kbuild.ID(ctx, patched, config, kbuild.Options{Cache: v.Cache})
+	toBuild, err := instrumented(patched, config)
+	if err != nil {
+		return "", err
+	}
+	return kbuild.ID(ctx, toBuild, config, kbuild.Options{Cache: v.Cache})
 }
