@@ -43,11 +43,10 @@ type Column struct {
 	// "patch 2" for a series that is cut after its second patch.
 	Name string `json:"name"`
 	// Directory holds the run's own results (run.json and the rest), relative
-	// to compare.json, with slashes. It is the directory of the column named in
-	// SameAs if that is set.
+	// to compare.json, with slashes.
 	Directory string `json:"directory"`
 	// SameAs is the name of the earlier column whose kernel has the same binary;
-	// its results stand for this one's. Empty when the kernel ran itself.
+	// its cases and splats stand for this one's. Empty when the kernel ran itself.
 	SameAs string `json:"same_as,omitempty"`
 	// Binary is a hash of what is loaded of the kernel when it boots. Equal
 	// hashes are equal kernels, whatever their line tables say. Empty when
@@ -61,10 +60,10 @@ type Column struct {
 	// CacheHits is how many of the objects that had to be made again came from
 	// ccache.
 	CacheHits int `json:"ccache_hits"`
-	// BuildSeconds is what this comparison waited for the kernel, 0 when it was
-	// cached; RunSeconds is the time from power-on to the end of the cases.
-	BuildSeconds float64 `json:"build_seconds"`
-	RunSeconds   float64 `json:"run_seconds"`
+	// PrepareSeconds is what it took to apply, build and pack; RunSeconds is the
+	// time from power-on to the end of the cases.
+	PrepareSeconds float64 `json:"prepare_seconds"`
+	RunSeconds     float64 `json:"run_seconds"`
 	// Exit is how the column's own run ended.
 	Exit verdict.Exit `json:"exit"`
 	// Compared is true when the run has results for all cases. Otherwise the

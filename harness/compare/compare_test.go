@@ -271,13 +271,25 @@ func TestJoinDecides(t *testing.T) {
 	}
 }
 
-func TestJoinSeesOneRunInTwoColumns(t *testing.T) {
-	shared := run("a=pass")
-	if c := join(false, shared, shared); !c.Steps[0].Same {
-		t.Error("columns that share a run are not marked as the same")
-	}
-	if c := join(false, shared, run("a=pass")); c.Steps[0].Same {
-		t.Error("columns with a run each are marked as the same")
+func TestJoinSeesTheSameBinary(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		alter func(*compare.Column)
+		want  bool
+	}{
+		{"all the same", func(*compare.Column) {}, true},
+		{"another binary", func(c *compare.Column) { c.Binary = "2" }, false},
+		{"another interface", func(c *compare.Column) { c.Series.ABI = "v7" }, false},
+		{"another number", func(c *compare.Column) { c.Series.Constant = 82 }, false},
+	} {
+		column := compare.Column{Binary: "1", Series: verdict.Series{ABI: "v8", Constant: 81}}
+		other := column
+		test.alter(&other)
+		c := &compare.Comparison{Columns: []compare.Column{column, other}}
+		c.Join([]compare.Outcome{{Run: run("a=pass")}, {Run: run("a=pass")}}, false)
+		if c.Steps[0].Same != test.want {
+			t.Errorf("%s: same %v, want %v", test.name, c.Steps[0].Same, test.want)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ package compare
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/verdict"
@@ -38,10 +39,15 @@ func (c *Comparison) step(before, after int, outcomes []Outcome, strict bool) St
 		step.Missing = "no column before " + c.Columns[after].Name + " has results"
 	default:
 		step = Between(outcomes[before], outcomes[after], strict)
-		step.Same = outcomes[before].Run == outcomes[after].Run
+		step.Same = c.Columns[before].isLike(&c.Columns[after])
 	}
 	step.Before, step.After = before, after
 	return step
+}
+
+// isLike tells whether two columns have the same binary, and so the same run.
+func (c *Column) isLike(other *Column) bool {
+	return c.Binary != "" && c.Binary == other.Binary && c.Series.ABI == other.Series.ABI && c.Series.Constant == other.Series.Constant
 }
 
 // Trouble says why the column has no results, as a clause to put behind its name;
@@ -57,8 +63,11 @@ func (c *Column) Trouble() string {
 	if !ok {
 		word = "has no results"
 	}
-	if c.Exit.Error == "" {
+	switch {
+	case c.Exit.Error == "":
 		return word
+	case strings.Contains(c.Exit.Error, word):
+		return "cannot be compared: " + c.Exit.Error
 	}
 	return word + ": " + c.Exit.Error
 }
@@ -95,5 +104,29 @@ func (c *Comparison) decide() {
 			decided = class
 			set(class, column.Name+" "+trouble)
 		}
+	}
+}
+
+// DecideEach gives the verdict of a series that was run patch by patch: that of
+// the first patch whose own run did not pass. Every patch has to stand on its own,
+// so that a fault can be bisected; that the next one mends it does not help.
+func (c *Comparison) DecideEach() {
+	c.Exit = verdict.Exit{Class: fault.None.String()}
+	for i := range c.Columns {
+		column := &c.Columns[i]
+		switch {
+		case column.Exit.Code == 0, column.Compared && fault.Class(column.Exit.Code) == fault.Infrastructure:
+			// All cases skipped: what they ask about comes with a later patch.
+			continue
+		}
+		c.Exit = column.Exit
+		c.Exit.Error = column.Name
+		if subjects := column.Series.Patches; len(subjects) > 0 {
+			c.Exit.Error += fmt.Sprintf(" %q", subjects[len(subjects)-1].Subject)
+		}
+		if column.Exit.Error != "" {
+			c.Exit.Error += ": " + column.Exit.Error
+		}
+		return
 	}
 }

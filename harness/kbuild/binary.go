@@ -25,16 +25,17 @@ func (k *Kernel) Binary() (string, error) {
 	}
 	defer file.Close()
 	hash := sha256.New()
-	image, err := elf.NewFile(file)
-	if _, isNoELF := errors.AsType[*elf.FormatError](err); isNoELF {
-		if _, err := file.Seek(0, io.SeekStart); err != nil {
-			return "", fmt.Errorf("hash the kernel: %w", err)
-		}
+	magic := make([]byte, len(elf.ELFMAG))
+	if _, err := file.ReadAt(magic, 0); err != nil && !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("hash the kernel: %w", err)
+	}
+	if !isELF(magic) {
 		if _, err := io.Copy(hash, file); err != nil {
 			return "", fmt.Errorf("hash the kernel: %w", err)
 		}
 		return hex.EncodeToString(hash.Sum(nil)), nil
 	}
+	image, err := elf.NewFile(file)
 	if err != nil {
 		return "", fmt.Errorf("hash the kernel: %s: %w", k.Boot, err)
 	}

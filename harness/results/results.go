@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -46,6 +47,22 @@ type Directory struct {
 // Parent whose name tells when and what, and Latest pointing at it. A path that
 // exists must be empty or hold an earlier run, which is replaced.
 func Create(path string, started time.Time, about ...string) (*Directory, error) {
+	path, err := place(path, started, about)
+	if err != nil {
+		return nil, err
+	}
+	console, err := os.Create(filepath.Join(path, consoleFile))
+	if err != nil {
+		return nil, explain(err)
+	}
+	return &Directory{Path: path, console: console}, nil
+}
+
+// consoleFile is in the directory of a run from its first moment on.
+const consoleFile = "console.log"
+
+// place makes the directory of a run or of a group of runs.
+func place(path string, started time.Time, about []string) (string, error) {
 	latest := path == ""
 	if latest {
 		name := started.UTC().Format("20060102-150405")
@@ -56,22 +73,17 @@ func Create(path string, started time.Time, about ...string) (*Directory, error)
 		}
 		var err error
 		if path, err = fresh(filepath.Join(Parent, name)); err != nil {
-			return nil, explain(err)
+			return "", explain(err)
 		}
 	} else if err := reuse(path); err != nil {
-		return nil, explain(err)
+		return "", explain(err)
 	}
-	console, err := os.Create(filepath.Join(path, "console.log"))
-	if err != nil {
-		return nil, explain(err)
-	}
-	d := &Directory{Path: path, console: console}
 	if latest {
 		if err := point(filepath.Join(Parent, Latest), filepath.Base(path)); err != nil {
-			return nil, explain(errors.Join(err, d.Close()))
+			return "", explain(err)
 		}
 	}
-	return d, nil
+	return path, nil
 }
 
 // unsafeInName is everything a directory name should not hold.
@@ -115,7 +127,10 @@ func reuse(path string) error {
 	case len(entries) == 0:
 		return nil
 	}
-	if _, err := os.Stat(filepath.Join(path, "console.log")); err != nil {
+	isOurs := slices.ContainsFunc(entries, func(entry fs.DirEntry) bool {
+		return entry.Name() == consoleFile || entry.Name() == commandFile
+	})
+	if !isOurs {
 		return fault.New(fault.Usage, "%s is not empty and holds no run of zcvet", path).
 			WithAdvice("name a new or empty directory in --out")
 	}
@@ -185,16 +200,21 @@ func (d *Directory) Write(run *verdict.Run) error {
 }
 
 func (d *Directory) write(name string, write func(io.Writer) error) error {
+	return writeFile(d.Path, name, write)
+}
+
+// writeFile makes a file in a directory, whole or not at all.
+func writeFile(dir, name string, write func(io.Writer) error) error {
 	var text bytes.Buffer
 	if err := write(&text); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	staged := filepath.Join(d.Path, "."+name)
+	staged := filepath.Join(dir, "."+name)
 	if err := os.WriteFile(staged, text.Bytes(), 0o666); err != nil {
 		_ = os.Remove(staged)
 		return explain(err)
 	}
-	return explain(os.Rename(staged, filepath.Join(d.Path, name)))
+	return explain(os.Rename(staged, filepath.Join(dir, name)))
 }
 
 // explain classes an error of the file system.

@@ -73,6 +73,12 @@ func (a *Attempt) Use(prepared *Prepared) {
 	a.Run.Kernel.Cached, a.Run.Kernel.Objects = true, 0
 }
 
+// Adopt takes the results of a run whose kernel has the same binary, in place of
+// Cases.
+func (a *Attempt) Adopt(run *verdict.Run) {
+	a.Run.Machine, a.Run.Cases, a.Run.Splats = run.Machine, slices.Clone(run.Cases), slices.Clone(run.Splats)
+}
+
 // Cases runs the cases and stores what they and the console said in a.Run.
 func (a *Attempt) Cases(ctx context.Context, prepared *Prepared) error {
 	v, options, run := a.vetter, a.options, a.Run

@@ -21,6 +21,7 @@ import (
 	"github.com/zcvet/zcvet/harness/kbuild"
 	"github.com/zcvet/zcvet/harness/machine"
 	"github.com/zcvet/zcvet/harness/matrix"
+	"github.com/zcvet/zcvet/harness/progress"
 	"github.com/zcvet/zcvet/harness/series"
 	"github.com/zcvet/zcvet/harness/source"
 	"github.com/zcvet/zcvet/harness/splat"
@@ -39,7 +40,10 @@ type Options struct {
 	Series   string // series.Load explains it
 	Revision int    // of the series, 0 for the one that is there
 	Patches  int    // how many of its patches to apply, 0 for all
-	NoFuzz   bool
+	// Loaded is the series when it was read before; Series, Revision and the
+	// place they name are not looked at then.
+	Loaded *series.Series
+	NoFuzz bool
 
 	Config string // a set of package kconfig
 	Jobs   int    // of make, 0 for one per processor
@@ -111,6 +115,12 @@ type Prepared struct {
 	needs   kconfig.Needs
 	// about is what a run on it says of kernel, series and machine.
 	about verdict.Run
+}
+
+// SpeaksLike tells whether the cases would ask both kernels the same questions:
+// they go by the ABI and the number of the notification interface.
+func (p *Prepared) SpeaksLike(other *Prepared) bool {
+	return p.about.Series.ABI == other.about.Series.ABI && p.about.Series.Constant == other.about.Series.Constant
 }
 
 // Close lets the cache drop the kernel.
@@ -225,20 +235,10 @@ func (v *Vetter) given(ctx context.Context, options Options, run *verdict.Run, f
 
 func (v *Vetter) apply(ctx context.Context, options Options, run *verdict.Run, from *source.Kernel) (*tree.Tree, error) {
 	step := v.UI.Step("series")
-	place, err := v.place(options.Series, from)
+	wanted, err := v.load(ctx, options, from, step.Progress)
 	if err != nil {
 		step.Fail(err)
 		return nil, err
-	}
-	wanted, err := series.Load(ctx, place, series.Options{
-		Cache: v.Cache, Progress: step.Progress, Log: v.Log, Revision: options.Revision,
-	})
-	if err != nil {
-		step.Fail(err)
-		return nil, err
-	}
-	if options.Patches > 0 && options.Patches < len(wanted.Patches) {
-		wanted.Patches = wanted.Patches[:options.Patches]
 	}
 	patched, err := tree.Apply(ctx, from, wanted, tree.Options{NoFuzz: options.NoFuzz, Cache: v.Cache})
 	if err != nil {
@@ -254,6 +254,45 @@ func (v *Vetter) apply(ctx context.Context, options Options, run *verdict.Run, f
 		v.UI.Warn("%s: %s", finding.Kind, finding.Title)
 	}
 	return patched, nil
+}
+
+// Load reads the series of a run.
+func (v *Vetter) Load(ctx context.Context, options Options) (*series.Series, error) {
+	from, err := v.source(ctx, options, &verdict.Run{})
+	if err != nil {
+		return nil, err
+	}
+	step := v.UI.Step("series")
+	wanted, err := v.load(ctx, options, from, step.Progress)
+	if err != nil {
+		step.Fail(err)
+		return nil, err
+	}
+	step.Done("%s: %d patches", wanted.Name, len(wanted.Patches))
+	return wanted, nil
+}
+
+// load reads the series for a kernel, and cuts it where it is told to.
+func (v *Vetter) load(ctx context.Context, options Options, from *source.Kernel, report progress.Func) (*series.Series, error) {
+	wanted := options.Loaded
+	if wanted == nil {
+		place, err := v.place(options.Series, from)
+		if err != nil {
+			return nil, err
+		}
+		wanted, err = series.Load(ctx, place, series.Options{
+			Cache: v.Cache, Progress: report, Log: v.Log, Revision: options.Revision,
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if options.Patches > 0 && options.Patches < len(wanted.Patches) {
+		cut := *wanted
+		cut.Patches = cut.Patches[:options.Patches]
+		return &cut, nil
+	}
+	return wanted, nil
 }
 
 // place resolves what only the checkout knows: the port of our own series for a

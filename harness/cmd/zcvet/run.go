@@ -36,9 +36,19 @@ func kernelFlags(command *cobra.Command, options *vet.Options) {
 	flags.StringVar(&options.CPU, "cpu", "", `QEMU's CPU model, such as "max,smap=off" (default the best of the accelerator)`)
 }
 
+// caseFlags are the flags of every command that runs cases.
+func caseFlags(command *cobra.Command, options *vet.Options) {
+	flags := command.Flags()
+	flags.StringVar(&options.Suite, "suite", suite.Everything, `cases to run: checklist ids, groups, cases, protocols, links, with * and !, as in "Z3*,poll,!udp"`)
+	flags.StringVar(&options.Out, "out", "", "directory of the results (default a new one in results/, and results/latest)")
+	flags.Int64Var(&options.Seed, "seed", 1, "seed of everything random")
+	flags.BoolVar(&options.Policy.Strict, "strict", false, "failures of SHOULD cases fail the run")
+	flags.BoolVar(&options.Policy.ExpectAll, "expect-all", false, "skipped cases fail the run")
+}
+
 func (a *app) runCommand() *cobra.Command {
 	var options vet.Options
-	var list, kernelID bool
+	var list, kernelID, eachPatch bool
 	command := &cobra.Command{
 		Use:   "run",
 		Short: "Build a kernel with a series and run the cases on it",
@@ -53,17 +63,16 @@ func (a *app) runCommand() *cobra.Command {
 				return listCases(options.Suite)
 			case kernelID:
 				return a.printKernelID(command, options)
+			case eachPatch:
+				return a.eachPatch(command.Context(), options)
 			}
 			return a.run(command, options)
 		},
 	}
 	kernelFlags(command, &options)
+	caseFlags(command, &options)
 	flags := command.Flags()
-	flags.StringVar(&options.Suite, "suite", suite.Everything, `cases to run: checklist ids, groups, cases, protocols, links, with * and !, as in "Z3*,poll,!udp"`)
-	flags.StringVar(&options.Out, "out", "", "directory of the results (default a new one in results/, and results/latest)")
-	flags.Int64Var(&options.Seed, "seed", 1, "seed of everything random")
-	flags.BoolVar(&options.Policy.Strict, "strict", false, "failures of SHOULD cases fail the run")
-	flags.BoolVar(&options.Policy.ExpectAll, "expect-all", false, "skipped cases fail the run")
+	flags.BoolVar(&eachPatch, "each-patch", false, "run the cases at every patch of the series, and tell what each one changed")
 	flags.BoolVar(&list, "list", false, "list the cases with their checklist ids, and run nothing")
 	flags.BoolVar(&kernelID, "kernel-id", false, "print the id the kernel would be cached under, and build nothing")
 	return command
@@ -95,22 +104,45 @@ func (a *app) run(command *cobra.Command, options vet.Options) error {
 
 // repeat is the command that does the same run again.
 func repeat(options vet.Options) string {
-	arguments := []string{"zcvet", "run", "--kernel", options.Kernel, "--series", options.Series}
-	add := func(differs bool, words ...string) {
-		if differs {
-			arguments = append(arguments, words...)
-		}
+	arguments := append([]string{"zcvet", "run"}, kernelArguments(options)...)
+	arguments = append(arguments, "--series", options.Series)
+	if options.Revision != 0 {
+		arguments = append(arguments, "--rev", strconv.Itoa(options.Revision))
 	}
-	add(options.Revision != 0, "--rev", strconv.Itoa(options.Revision))
+	return shellescape.QuoteCommand(append(arguments, caseArguments(options)...))
+}
+
+// kernelArguments are the flags of kernelFlags as they were given, but for the
+// series.
+func kernelArguments(options vet.Options) []string {
+	arguments := []string{"--kernel", options.Kernel}
+	add := adder(&arguments)
 	add(options.NoFuzz, "--no-fuzz")
 	add(options.Config != "default", "--config", options.Config)
 	add(options.Accelerator != "auto", "--accel", options.Accelerator)
 	add(options.CPU != "", "--cpu", options.CPU)
+	return arguments
+}
+
+// caseArguments are the flags of caseFlags as they were given, but for the place
+// of the results.
+func caseArguments(options vet.Options) []string {
+	var arguments []string
+	add := adder(&arguments)
 	add(options.Suite != suite.Everything, "--suite", options.Suite)
 	add(options.Seed != 1, "--seed", strconv.FormatInt(options.Seed, 10))
 	add(options.Policy.Strict, "--strict")
 	add(options.Policy.ExpectAll, "--expect-all")
-	return shellescape.QuoteCommand(arguments)
+	return arguments
+}
+
+// adder appends words to a list when a condition holds.
+func adder(to *[]string) func(wanted bool, words ...string) {
+	return func(wanted bool, words ...string) {
+		if wanted {
+			*to = append(*to, words...)
+		}
+	}
 }
 
 // listCases prints the selected cases, one line for each with the axes folded.
