@@ -22,6 +22,7 @@ const (
 	Objects Unit = "objects" // compiled kernel objects
 	Files   Unit = "files"
 	Cases   Unit = "cases"
+	Mutants Unit = "mutants"
 )
 
 // Func receives updates; it is called from one goroutine at a time and must be

@@ -167,13 +167,23 @@ func (d *Directory) Evidence(caseID, kind string) (*os.File, error) {
 	return file, explain(err)
 }
 
+// ConsoleOf returns a new file for the console of one of several kernels.
+func (d *Directory) ConsoleOf(name string) (*os.File, error) {
+	dir := filepath.Join(d.Path, "console")
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return nil, explain(err)
+	}
+	file, err := os.Create(filepath.Join(dir, name+".log"))
+	return file, explain(err)
+}
+
 // CopyConfig keeps the kernel's configuration.
 func (d *Directory) CopyConfig(from string) error {
 	config, err := os.ReadFile(from)
 	if err != nil {
 		return err
 	}
-	return d.write("kernel.config", func(w io.Writer) error {
+	return d.WriteFile("kernel.config", func(w io.Writer) error {
 		_, err := w.Write(config)
 		return err
 	})
@@ -192,14 +202,15 @@ func (d *Directory) Write(run *verdict.Run) error {
 		{"run.json", run.Write},
 	}
 	for _, form := range forms {
-		if err := d.write(form.name, form.write); err != nil {
+		if err := d.WriteFile(form.name, form.write); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (d *Directory) write(name string, write func(io.Writer) error) error {
+// WriteFile stores a file whole or not at all.
+func (d *Directory) WriteFile(name string, write func(io.Writer) error) error {
 	return writeFile(d.Path, name, write)
 }
 

@@ -58,6 +58,10 @@ type Options struct {
 
 	Out     string // directory of the results, empty for a new one
 	Verbose bool   // tools may print to Log
+
+	// seriesFor, if set, makes the directory of the series for the port of the
+	// reference series that fits the kernel; Series only names it then.
+	seriesFor func(port string) (string, error)
 }
 
 // Vetter is what the steps share.
@@ -276,7 +280,7 @@ func (v *Vetter) Load(ctx context.Context, options Options) (*series.Series, err
 func (v *Vetter) load(ctx context.Context, options Options, from *source.Kernel, report progress.Func) (*series.Series, error) {
 	wanted := options.Loaded
 	if wanted == nil {
-		place, err := v.place(options.Series, from)
+		place, err := v.place(options, from)
 		if err != nil {
 			return nil, err
 		}
@@ -298,13 +302,17 @@ func (v *Vetter) load(ctx context.Context, options Options, from *source.Kernel,
 // place resolves what only the checkout knows: the port of our own series for a
 // kernel, and its directories from wherever the command is run. What exists in
 // the working directory wins.
-func (v *Vetter) place(spec string, from *source.Kernel) (string, error) {
+func (v *Vetter) place(options Options, from *source.Kernel) (string, error) {
+	spec := options.Series
 	patches := filepath.Join(v.Root, "patches")
-	if spec == matrix.Reference {
+	if spec == matrix.Reference || options.seriesFor != nil {
 		port, ok := matrix.Port(from.Version, os.DirFS(patches))
 		if !ok {
 			return "", fault.New(fault.Usage, "the reference series has no port for linux %s", from.Version).
 				WithAdvice("give --series none, or a series that is made for this kernel")
+		}
+		if options.seriesFor != nil {
+			return options.seriesFor(port)
 		}
 		return filepath.Join(patches, port), nil
 	}

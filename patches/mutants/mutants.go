@@ -29,6 +29,9 @@ var files embed.FS
 // None is the name under which the kernel is no mutant.
 const None = "none"
 
+// EveryConfig stands for all kernel configurations.
+const EveryConfig = "*"
+
 // Area is the code a mutant is in.
 type Area string
 
@@ -138,8 +141,8 @@ func (s *Set) Find(name string) *Mutant {
 }
 
 // Select returns the mutants that match one of patterns, which are separated by
-// commas: names, areas and ids, with * for any text. Of a kernel configuration
-// those are left out that cannot be seen with it. Errors are of class Usage.
+// commas: names, areas and ids, with * for any text. Those that do not show with
+// the kernel configuration are left out. Errors are of class Usage.
 func (s *Set) Select(patterns, config string) ([]Mutant, error) {
 	var selected, elsewhere []Mutant
 	for _, m := range s.Mutants {
@@ -147,7 +150,7 @@ func (s *Set) Select(patterns, config string) ([]Mutant, error) {
 		switch {
 		case err != nil:
 			return nil, err
-		case matched && (m.Config == "" || m.Config == config):
+		case matched && m.shows(config):
 			selected = append(selected, m)
 		case matched:
 			elsewhere = append(elsewhere, m)
@@ -161,6 +164,24 @@ func (s *Set) Select(patterns, config string) ([]Mutant, error) {
 	}
 	return nil, fault.New(fault.Usage, "%q matches none of the %d mutants", patterns, len(s.Mutants)).
 		WithAdvice("zcvet mutate --list shows every mutant")
+}
+
+// LeftOut returns the mutants that match the patterns and do not show with the
+// kernel configuration.
+func (s *Set) LeftOut(patterns, config string) []Mutant {
+	var left []Mutant
+	for _, m := range s.Mutants {
+		matched, err := m.matches(patterns)
+		if err == nil && matched && !m.shows(config) {
+			left = append(left, m)
+		}
+	}
+	return left
+}
+
+// shows tells whether the mutant can be seen with a kernel configuration.
+func (m *Mutant) shows(config string) bool {
+	return m.Config == "" || m.Config == config || config == EveryConfig
 }
 
 func (m *Mutant) matches(patterns string) (bool, error) {

@@ -22,14 +22,20 @@ import (
 	"github.com/zcvet/zcvet/kconfig"
 )
 
-// kernelFlags are the flags of every command that needs a kernel.
+// kernelFlags are the flags of every command that needs a kernel with a series.
 func kernelFlags(command *cobra.Command, options *vet.Options) {
+	machineFlags(command, options)
 	flags := command.Flags()
-	flags.StringVar(&options.Kernel, "kernel", "6.12", "version (6.12), tar:FILE, dir:PATH, git:URL@REF or image:BZIMAGE")
-	flags.BoolVar(&options.Refresh, "refresh", false, "look for a newer source of the version than the cached one")
 	flags.StringVar(&options.Series, "series", "none", "directory of patches, mbox:FILE, message-id, lore URL, lore:vN, reference (our own) or none")
 	flags.IntVar(&options.Revision, "rev", 0, "revision of the series (default the one named, or the newest)")
 	flags.BoolVar(&options.NoFuzz, "no-fuzz", false, "refuse a patch that applies only with fuzz")
+}
+
+// machineFlags are the flags of every command that needs a kernel.
+func machineFlags(command *cobra.Command, options *vet.Options) {
+	flags := command.Flags()
+	flags.StringVar(&options.Kernel, "kernel", "6.12", "version (6.12), tar:FILE, dir:PATH, git:URL@REF or image:BZIMAGE")
+	flags.BoolVar(&options.Refresh, "refresh", false, "look for a newer source of the version than the cached one")
 	flags.StringVar(&options.Config, "config", "default", "kernel configuration: "+strings.Join(kconfig.Names(), ", "))
 	flags.IntVarP(&options.Jobs, "jobs", "j", 0, "parallel compilations (default one per processor)")
 	flags.StringVar(&options.Accelerator, "accel", "auto", "auto, kvm or tcg; kvm fails instead of falling back")

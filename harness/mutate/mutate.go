@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+// Package mutate tells whether the cases notice kernels that are broken on
+// purpose. It runs the cases on the kernel without a fault, where all of them must
+// pass, and then for each mutant those that cover its ids, where one must fail.
+package mutate
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/zcvet/zcvet/guest/link"
+	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/progress"
+	"github.com/zcvet/zcvet/harness/suite"
+	"github.com/zcvet/zcvet/harness/verdict"
+	"github.com/zcvet/zcvet/patches/mutants"
+)
+
+// Laboratory runs cases on mutants.
+type Laboratory interface {
+	// Instances is every case on every axis it applies to.
+	Instances() []link.Instance
+	// Run runs instances, in this order, in a machine of its own whose kernel is
+	// the mutant. It may be called from several goroutines. Of the options it
+	// uses OnCase, Enough, Progress and Console; errors are those of suite.Run.
+	Run(ctx context.Context, mutant string, instances []link.Instance, options suite.Options) (*suite.Result, error)
+}
+
+// Options says what to run.
+type Options struct {
+	Mutants []mutants.Mutant
+	// All runs every case on every mutant, not only those that cover its ids, and
+	// shows so who else notices.
+	All bool
+	// Whole runs every case on the kernel without a fault, even those that no
+	// mutant of the selection needs.
+	Whole bool
+	// Kills is how many failed cases are enough for a mutant, 0 for all.
+	Kills int
+	// Parallel is how many machines run at a time, 0 for one.
+	Parallel int
+	// Console opens the console log of a mutant; nil keeps none.
+	Console func(mutant string) (io.WriteCloser, error)
+	// Progress receives the number of finished cases of Clean, of finished mutants
+	// of Run.
+	Progress progress.Func
+	// OnResult, if set, is called with every mutant's result as it comes, by one
+	// goroutine at a time.
+	OnResult func(Result)
+}
+
+// Verdict is what the cases made of a mutant.
+type Verdict string
+
+// The verdicts.
+const (
+	// Killed: a case failed that covers one of the mutant's ids.
+	Killed Verdict = "killed"
+	// Survived: none did. Cases that cover other ids may have.
+	Survived Verdict = "survived"
+)
+
+// Failure is a case that failed.
+type Failure struct {
+	Case   string         `json:"case"` // id of the instance
+	Name   string         `json:"name"`
+	Status verdict.Status `json:"status"`
+	// IDs are those that the case covers: of the mutant's own ids for a kill, all
+	// of them otherwise.
+	IDs    []string `json:"ids"`
+	Detail string   `json:"detail"`
+}
+
+// Result is what became of a mutant.
+type Result struct {
+	mutants.Mutant
+	Verdict Verdict `json:"verdict"`
+	// KilledBy are the cases that failed and cover an id of the mutant, NoticedBy
+	// the others that failed.
+	KilledBy  []Failure `json:"killed_by"`
+	NoticedBy []Failure `json:"noticed_by"`
+	// Ran is how many cases got a status, Skipped how many of those were skipped.
+	Ran     int     `json:"ran"`
+	Skipped int     `json:"skipped"`
+	Seconds float64 `json:"seconds"`
+	// Reason says why nothing could be seen, empty if something could.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Baseline is what the cases made of the kernel without a fault.
+type Baseline struct {
+	Cases    int       `json:"cases"`
+	Skipped  int       `json:"skipped"`
+	Failures []Failure `json:"failures"`
+	Seconds  float64   `json:"seconds"`
+}
+
+// everyCase is the id that the harness checks around every case: splats. A case
+// that failed with one covers it too.
+const everyCase = "R04"
+
+// Clean runs the cases on the kernel without a fault. It returns what there is even
+// with an error.
+func Clean(ctx context.Context, lab Laboratory, options Options) (*Baseline, error) {
+	instances := lab.Instances()
+	if !options.Whole && !options.All {
+		instances = union(instances, plans(lab, options))
+	}
+	baseline := &Baseline{}
+	if len(instances) == 0 {
+		return baseline, nil
+	}
+	started := time.Now()
+	result, err := run(ctx, lab, mutants.None, instances, options, suite.Options{Progress: options.Progress})
+	baseline.Seconds = time.Since(started).Seconds()
+	if result != nil {
+		baseline.Cases, baseline.Skipped = count(result)
+		baseline.Failures = failures(result)
+	}
+	if err != nil {
+		return baseline, fmt.Errorf("the kernel without a fault: %w", err)
+	}
+	return baseline, nil
+}
+
+// Run runs the cases on every mutant but those that failed in the baseline: what
+// fails without a fault says nothing about one. It returns what there is even with
+// an error.
+func Run(ctx context.Context, lab Laboratory, baseline *Baseline, options Options) ([]Result, error) {
+	unreliable := map[string]bool{}
+	for _, failure := range baseline.Failures {
+		unreliable[failure.Case] = true
+	}
+	results := make([]Result, len(options.Mutants))
+	var lock sync.Mutex // guards finished and the calls of OnResult and Progress
+	finished := 0
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(max(options.Parallel, 1))
+	for i, instances := range plans(lab, options) {
+		m := options.Mutants[i]
+		instances = slices.DeleteFunc(instances, func(instance link.Instance) bool { return unreliable[instance.ID] })
+		group.Go(func() error {
+			result, err := runMutant(ctx, lab, m, instances, options)
+			if err != nil {
+				return fmt.Errorf("mutant %s: %w", m.Name, err)
+			}
+			lock.Lock()
+			defer lock.Unlock()
+			results[i] = *result
+			finished++
+			options.Progress.Report(progress.Update{
+				Done: int64(finished), Total: int64(len(results)), Unit: progress.Mutants, What: m.Name,
+			})
+			if options.OnResult != nil {
+				options.OnResult(*result)
+			}
+			return nil
+		})
+	}
+	err := group.Wait()
+	return slices.DeleteFunc(results, func(result Result) bool { return result.Verdict == "" }), err
+}
+
+func plans(lab Laboratory, options Options) [][]link.Instance {
+	all := lab.Instances()
+	plans := make([][]link.Instance, len(options.Mutants))
+	for i, m := range options.Mutants {
+		plans[i] = plan(all, m, options.All)
+	}
+	return plans
+}
+
+// plan selects the cases for a mutant, and orders them so that different cases
+// come first and the same case on other axes later: a kill is found soon, and by
+// several cases.
+func plan(all []link.Instance, m mutants.Mutant, every bool) []link.Instance {
+	var names []string
+	byName := map[string][]link.Instance{}
+	for _, instance := range all {
+		if !every && !intersect(instance.Covers, m.Covers) {
+			continue
+		}
+		if byName[instance.Name] == nil {
+			names = append(names, instance.Name)
+		}
+		byName[instance.Name] = append(byName[instance.Name], instance)
+	}
+	// Of an equal round those that are about the mutant come first.
+	slices.SortStableFunc(names, func(a, b string) int {
+		return len(common(byName[b][0].Covers, m.Covers)) - len(common(byName[a][0].Covers, m.Covers))
+	})
+	var ordered []link.Instance
+	for round := 0; ; round++ {
+		before := len(ordered)
+		for _, name := range names {
+			if instances := byName[name]; round < len(instances) {
+				ordered = append(ordered, instances[round])
+			}
+		}
+		if len(ordered) == before {
+			return ordered
+		}
+	}
+}
+
+func union(all []link.Instance, plans [][]link.Instance) []link.Instance {
+	wanted := map[string]bool{}
+	for _, instances := range plans {
+		for _, instance := range instances {
+			wanted[instance.ID] = true
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(instance link.Instance) bool { return !wanted[instance.ID] })
+}
+
+func common(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(id string) bool { return !slices.Contains(b, id) })
+}
+
+func intersect(a, b []string) bool { return len(common(a, b)) > 0 }
+
+func failed(status verdict.Status) bool {
+	return status == verdict.Fail || status == verdict.Crash || status == verdict.Timeout
+}
+
+func runMutant(ctx context.Context, lab Laboratory, m mutants.Mutant, instances []link.Instance, options Options) (*Result, error) {
+	result := &Result{Mutant: m, Verdict: Survived}
+	if len(instances) == 0 {
+		result.Reason = "no case covers " + strings.Join(m.Covers, " or ")
+		return result, nil
+	}
+	started := time.Now()
+	kills := 0
+	outcome, err := run(ctx, lab, m.Name, instances, options, suite.Options{
+		OnCase: func(c verdict.Case) {
+			if failed(c.Status) && intersect(c.Covers, m.Covers) {
+				kills++
+			}
+		},
+		Enough: func() bool { return !options.All && options.Kills > 0 && kills >= options.Kills },
+	})
+	result.Seconds = time.Since(started).Seconds()
+	if err != nil {
+		return nil, err
+	}
+	result.Ran, result.Skipped = count(outcome)
+	for _, failure := range failures(outcome) {
+		if own := common(failure.IDs, m.Covers); len(own) > 0 {
+			failure.IDs = own
+			result.KilledBy = append(result.KilledBy, failure)
+			result.Verdict = Killed
+		} else {
+			result.NoticedBy = append(result.NoticedBy, failure)
+		}
+	}
+	if result.Ran == result.Skipped {
+		result.Reason = fmt.Sprintf("all %d cases that cover %s were skipped", result.Ran, strings.Join(m.Covers, " or "))
+	}
+	return result, nil
+}
+
+func run(ctx context.Context, lab Laboratory, mutant string, instances []link.Instance, options Options, how suite.Options) (*suite.Result, error) {
+	if options.Console == nil {
+		return lab.Run(ctx, mutant, instances, how)
+	}
+	console, err := options.Console(mutant)
+	if err != nil {
+		return nil, fault.New(fault.Infrastructure, "console log: %w", err)
+	}
+	defer console.Close()
+	how.Console = console
+	return lab.Run(ctx, mutant, instances, how)
+}
+
+func count(result *suite.Result) (ran, skipped int) {
+	for _, c := range result.Cases {
+		if c.Status != "" {
+			ran++
+		}
+		if c.Status == verdict.Skip {
+			skipped++
+		}
+	}
+	return ran, skipped
+}
+
+// failures lists the cases that failed. One during which the kernel complained
+// covers the id of complaints too.
+func failures(result *suite.Result) []Failure {
+	complained := map[string]bool{}
+	for _, splat := range result.Splats {
+		complained[splat.Case] = true
+	}
+	var list []Failure
+	for _, c := range result.Cases {
+		if !failed(c.Status) {
+			continue
+		}
+		ids := slices.Clone(c.Covers)
+		if complained[c.ID] && !slices.Contains(ids, everyCase) {
+			ids = append(ids, everyCase)
+		}
+		detail, _, _ := strings.Cut(c.Detail, "\n")
+		list = append(list, Failure{Case: c.ID, Name: c.Name, Status: c.Status, IDs: ids, Detail: detail})
+	}
+	return list
+}
