@@ -15,6 +15,7 @@ import (
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/notify"
 	"github.com/zcvet/zcvet/guest/sys"
+	"github.com/zcvet/zcvet/guest/uring"
 )
 
 // The features a case can need.
@@ -24,6 +25,8 @@ const (
 	FeatureIPv6     = "ipv6"
 	FeatureVSOCK    = "vsock"
 	FeatureIOURing  = "io_uring"
+	SendZC          = "io_uring-send-zc"
+	SendmsgZC       = "io_uring-sendmsg-zc"
 	Pagemap         = "pagemap"
 	Ethtool         = "ethtool"
 	ThirtyTwoBit    = "ia32"
@@ -59,7 +62,9 @@ var features = []feature{
 		return openable(unix.AF_INET6, unix.SOCK_DGRAM)
 	}},
 	{name: FeatureVSOCK, since: "6.7", probe: probeVSOCK},
-	{name: FeatureIOURing, since: "6.1", probe: probeIOURing},
+	{name: FeatureIOURing, since: "5.11", probe: func(*Environment) error { return probeIOURing(uring.OpSendmsg) }},
+	{name: SendZC, since: "6.0", probe: func(*Environment) error { return probeIOURing(uring.OpSendZC) }},
+	{name: SendmsgZC, since: "6.1", probe: func(*Environment) error { return probeIOURing(uring.OpSendmsgZC) }},
 	{name: Pagemap, probe: probePagemap},
 	{name: Ethtool, probe: probeEthtool},
 	{name: FaultInjection, probe: func(*Environment) error {
@@ -168,14 +173,21 @@ func probeVSOCK(*Environment) error {
 	return nil
 }
 
-// probeIOURing asks with a null pointer: a kernel that has the call answers
-// EFAULT, or EPERM when it is switched off.
-func probeIOURing(*Environment) error {
-	_, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 1, 0, 0)
-	if errno == unix.EFAULT || errno == unix.EINVAL {
-		return nil
+// probeIOURing asks a ring whether the kernel knows an operation.
+func probeIOURing(op uint8) error {
+	ring, err := uring.New(1)
+	if err != nil {
+		return err
 	}
-	return fmt.Errorf("io_uring_setup: %w", errno)
+	defer func() { _ = ring.Close() }()
+	known, err := ring.Supports(op)
+	if err != nil {
+		return err
+	}
+	if !known {
+		return fmt.Errorf("io_uring does not know operation %d", op)
+	}
+	return nil
 }
 
 // probePagemap looks for a physical address, because without CAP_SYS_ADMIN the

@@ -85,9 +85,7 @@ func holds(proto Proto) []hold {
 // the case.
 func (h hold) send(s *Socket, pieces []piece) {
 	s.t.Helper()
-	if h.option != 0 {
-		SetOption(h.level, h.option, 1)(s)
-	}
+	h.set(s, 1)
 	for i, p := range pieces {
 		flags := p.flags() | h.flag
 		if i == len(pieces)-1 {
@@ -95,8 +93,14 @@ func (h hold) send(s *Socket, pieces []piece) {
 		}
 		s.MustSend(p.data, flags)
 	}
+	h.set(s, 0)
+}
+
+// set switches the option of the hold, if it is one. It ends the case.
+func (h hold) set(s *Socket, value int) {
+	s.t.Helper()
 	if h.option != 0 {
-		SetOption(h.level, h.option, 0)(s)
+		SetOption(h.level, h.option, value)(s)
 	}
 }
 
@@ -205,17 +209,13 @@ var _ = add(Case{
 		for _, flags := range []int{0, unix.MSG_ZEROCOPY} {
 			pair := t.Pair()
 			first, last := t.Payload(300, 1), t.Payload(400, 2)
-			if hold.option != 0 {
-				SetOption(hold.level, hold.option, 1)(pair.Sender)
-			}
+			hold.set(pair.Sender, 1)
 			pair.Sender.MustSend(first, unix.MSG_ZEROCOPY|hold.flag)
 			_, err := pair.Sender.Send(memory.Bytes()[:500], flags|hold.flag)
 			if !errors.Is(err, unix.EFAULT) {
 				t.Fatalf("%s, flags %#x: a piece from memory that cannot be read: %v, want EFAULT", hold.name, flags, err)
 			}
-			if hold.option != 0 {
-				SetOption(hold.level, hold.option, 0)(pair.Sender)
-			}
+			hold.set(pair.Sender, 0)
 			pair.Sender.MustSend(last, unix.MSG_ZEROCOPY)
 			if t.Proto == TCP {
 				pair.Receiver.MustReceive(first)
@@ -478,9 +478,7 @@ var _ = add(Case{
 				continue // nothing tells sendfile to hold its data back
 			}
 			t.NIC().Hold(true)
-			if hold.option != 0 {
-				SetOption(hold.level, hold.option, 1)(pair.Sender)
-			}
+			hold.set(pair.Sender, 1)
 			want := slices.Concat(memory, file)
 			if fileFirst {
 				want = slices.Concat(file, memory)
@@ -490,9 +488,7 @@ var _ = add(Case{
 				pair.Sender.MustSend(memory, unix.MSG_ZEROCOPY|hold.flag)
 				pair.Sender.sendFile(file)
 			}
-			if hold.option != 0 {
-				SetOption(hold.level, hold.option, 0)(pair.Sender)
-			}
+			hold.set(pair.Sender, 0)
 			pair.Receiver.MustReceive(want)
 			pair.Receiver.Acknowledge()
 			pair.Sender.AwaitAcknowledged()
