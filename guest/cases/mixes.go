@@ -70,6 +70,10 @@ type hold struct {
 	// level and option, unless 0, are set before the first send and reset after
 	// the last.
 	level, option int
+	// segment, unless 0, is UDP_SEGMENT. The kernel gathers a datagram's pieces by
+	// copying them, except for a first one of a send that may be cut into
+	// segments: only then the checksum is left to the device.
+	segment int
 }
 
 // holds are the ways there are for a protocol.
@@ -79,6 +83,17 @@ func holds(proto Proto) []hold {
 		return []hold{more, {name: "UDP_CORK", level: unix.IPPROTO_UDP, option: unix.UDP_CORK}}
 	}
 	return []hold{more, {name: "TCP_CORK", level: unix.IPPROTO_TCP, option: unix.TCP_CORK}}
+}
+
+// holdsInPlace are the ways in which the kernel gathers pages, on a link that
+// does zero copy: pages of every zero-copy piece of a stream, and of a datagram's
+// first.
+func holdsInPlace(proto Proto) []hold {
+	if proto == UDP {
+		// More than the datagram has, so that it stays one.
+		return []hold{{name: "UDP_CORK and UDP_SEGMENT", level: unix.IPPROTO_UDP, option: unix.UDP_CORK, segment: 1400}}
+	}
+	return holds(proto)[1:]
 }
 
 // send sends the pieces while the kernel holds them back, and lets go. It ends
@@ -99,6 +114,9 @@ func (h hold) send(s *Socket, pieces []piece) {
 // set switches the option of the hold, if it is one. It ends the case.
 func (h hold) set(s *Socket, value int) {
 	s.t.Helper()
+	if h.segment != 0 {
+		SetOption(unix.IPPROTO_UDP, unix.UDP_SEGMENT, h.segment)(s)
+	}
 	if h.option != 0 {
 		SetOption(h.level, h.option, value)(s)
 	}
@@ -135,7 +153,7 @@ var _ = add(Case{
 	Covers: []string{"Z80", "Z81", "Z3A"},
 	Axes:   OnNIC,
 }, func(t *T) {
-	for _, hold := range holds(t.Proto) {
+	for _, hold := range append(holds(t.Proto), holdsInPlace(t.Proto)...) {
 		for _, pattern := range patterns {
 			t.Logf("%s, pieces %s", hold.name, pattern)
 			pair := t.Pair()
@@ -160,9 +178,7 @@ var _ = add(Case{
 	Axes:   OnNIC,
 	Needs:  []string{Pagemap},
 }, func(t *T) {
-	// TCP_CORK and UDP_CORK: MSG_MORE makes a datagram's checksum one of
-	// software, for which the kernel copies.
-	hold := holds(t.Proto)[1]
+	hold := holdsInPlace(t.Proto)[0]
 	for _, pattern := range []string{"zzz", "zcz"} {
 		pair := t.Pair()
 		var pieces []piece
@@ -470,7 +486,7 @@ var _ = add(Case{
 	Covers: []string{"Z83", "Z3A", "Z80", "Z81"},
 	Axes:   OnNIC,
 }, func(t *T) {
-	for _, hold := range holds(t.Proto) {
+	for _, hold := range append(holds(t.Proto), holdsInPlace(t.Proto)...) {
 		for _, fileFirst := range []bool{false, true} {
 			pair := t.Pair()
 			memory, file := t.Payload(400, 1), t.Payload(300, 2)

@@ -77,8 +77,13 @@ var shapes = []shape{
 	{"exactly 64 KiB", []placed{{0, 64 << 10}}},
 	{"a byte more than 64 KiB", []placed{{0, 64<<10 + 1}}},
 	{"192 KiB in three buffers", []placed{{0, 64 << 10}, {0, 64 << 10}, {0, 64 << 10}}},
-	{"18 buffers of a byte", slices.Repeat([]placed{{7, 1}}, 18)},
+	{"17 buffers of a byte", slices.Repeat([]placed{{7, 1}}, mostFragments)},
+	{"18 buffers of a byte", slices.Repeat([]placed{{7, 1}}, mostFragments+1)},
+	{"one byte more", []placed{{0, 1}}},
 }
+
+// mostFragments is MAX_SKB_FRAGS, pieces of memory that one packet can have.
+const mostFragments = 17
 
 // lay makes the buffers of the shape, and returns their contents one after the
 // other, too. It ends the case.
@@ -100,10 +105,15 @@ var _ = add(Case{
 }, func(t *T) {
 	for _, kind := range vsockKinds {
 		pair := vsockPair(t, kind)
+		sends := 0
 		for _, shape := range shapes {
 			t.Logf("%s, %s", kind.name, shape.name)
 			buffers, whole := shape.lay(t)
 			count, err := notify.SendZerocopy(pair.Sender.FD, unix.MSG_NOSIGNAL, buffers...)
+			if errors.Is(err, unix.ENOMEM) && len(buffers) > mostFragments {
+				// Its refusal must not take an id.
+				continue
+			}
 			t.Check(err, "zero-copy send: "+kind.name+", "+shape.name)
 			if count != len(whole) {
 				t.Fatalf("%s, %s: a send of %d bytes took %d", kind.name, shape.name, len(whole), count)
@@ -112,8 +122,9 @@ var _ = add(Case{
 			if t.Failed() {
 				return
 			}
+			sends++
 		}
-		for _, entry := range pair.Sender.Collect(len(shapes)) {
+		for _, entry := range pair.Sender.Collect(sends) {
 			if entry.Level != solVsock || entry.CmsgType != vsockRecverr {
 				t.Errorf("%s: the notification %v came as level %d, type %d and not as SOL_VSOCK, VSOCK_RECVERR", kind.name, entry, entry.Level, entry.CmsgType)
 			}
