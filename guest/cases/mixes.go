@@ -14,6 +14,7 @@ import (
 
 	"github.com/zcvet/zcvet/guest/nic"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // piece is one of several sends whose data the kernel puts together.
@@ -259,13 +260,13 @@ var _ = add(Case{
 	stream, mark := urgent[:len(urgent)-1], urgent[len(urgent)-1]
 	t.Eventually("urgent data is announced by POLLPRI", func() bool {
 		polled := []unix.PollFd{{Fd: int32(pair.Receiver.FD), Events: unix.POLLPRI}}
-		_, err := unix.Poll(polled, 0)
+		_, err := sys.Poll(polled, 0)
 		return err == nil && polled[0].Revents&unix.POLLPRI != 0
 	})
 	var got [1]byte
 	// Announced is not arrived: the byte may be in a later segment.
 	t.Eventually("the urgent byte arrives", func() bool {
-		_, _, err := unix.Recvfrom(pair.Receiver.FD, got[:], unix.MSG_OOB|unix.MSG_DONTWAIT)
+		_, _, err := sys.Recvfrom(pair.Receiver.FD, got[:], unix.MSG_OOB|unix.MSG_DONTWAIT)
 		return err == nil
 	})
 	if got[0] != mark {
@@ -307,14 +308,14 @@ func setSysctl(t *T, end End, name, value string) {
 		if before, err = os.ReadFile(file); err != nil {
 			return err
 		}
-		return os.WriteFile(file, []byte(value), 0)
+		return sys.WriteFile(file, []byte(value))
 	})
 	if errors.Is(err, os.ErrNotExist) {
 		t.Skipf("this kernel has no sysctl %s", name)
 	}
 	t.Check(err, "set "+name)
 	t.Cleanup(func() {
-		restore := func() error { return os.WriteFile(file, []byte(strings.TrimSpace(string(before))), 0) }
+		restore := func() error { return sys.WriteFile(file, []byte(strings.TrimSpace(string(before)))) }
 		if err := within(restore); err != nil {
 			t.Errorf("restore %s: %v", name, err)
 		}
@@ -451,11 +452,11 @@ func (s *Socket) sendFile(data []byte) {
 	s.t.Helper()
 	file, err := unix.MemfdCreate("data", unix.MFD_CLOEXEC)
 	s.t.Check(err, "memfd_create")
-	defer func() { _ = unix.Close(file) }()
+	defer func() { _ = sys.Close(file) }()
 	_, err = unix.Write(file, data)
 	s.t.Check(err, "write a file")
 	var from int64
-	count, err := unix.Sendfile(s.FD, file, &from, len(data))
+	count, err := sys.Sendfile(s.FD, file, &from, len(data))
 	s.t.Check(err, "sendfile")
 	if count != len(data) {
 		s.t.Fatalf("sendfile took %d of %d bytes", count, len(data))
@@ -468,12 +469,12 @@ func (s *Socket) splice(data []byte) {
 	var pipe [2]int
 	s.t.Check(unix.Pipe2(pipe[:], unix.O_CLOEXEC), "pipe")
 	defer func() {
-		_ = unix.Close(pipe[0])
-		_ = unix.Close(pipe[1])
+		_ = sys.Close(pipe[0])
+		_ = sys.Close(pipe[1])
 	}()
 	_, err := unix.Write(pipe[1], data)
 	s.t.Check(err, "write to a pipe")
-	count, err := unix.Splice(pipe[0], nil, s.FD, nil, len(data), 0)
+	count, err := sys.Splice(pipe[0], nil, s.FD, nil, len(data), 0)
 	s.t.Check(err, "splice")
 	if int(count) != len(data) {
 		s.t.Fatalf("splice took %d of %d bytes", count, len(data))

@@ -14,6 +14,7 @@ import (
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/nic"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // segmentSize is the payload of each datagram that UDP segmentation offload
@@ -42,7 +43,7 @@ func (w segmented) send(t *T, s *Socket, data []byte) int {
 	t.Helper()
 	message := &notify.Message{Buffers: [][]byte{data}, Flags: unix.MSG_ZEROCOPY}
 	if w.option {
-		if err := unix.SetsockoptInt(s.FD, unix.IPPROTO_UDP, unix.UDP_SEGMENT, segmentSize); err != nil {
+		if err := sys.SetsockoptInt(s.FD, unix.IPPROTO_UDP, unix.UDP_SEGMENT, segmentSize); err != nil {
 			t.Skipf("no UDP segmentation offload (in kernels since 4.18): %v", err)
 		}
 	} else {
@@ -63,7 +64,7 @@ func (w segmented) send(t *T, s *Socket, data []byte) int {
 		t.Fatalf("%s: a send of %d bytes took %d", w.name, len(message.Buffers[0]), count)
 	}
 	if w.corked {
-		err := unix.SetsockoptInt(s.FD, unix.IPPROTO_UDP, unix.UDP_CORK, 0)
+		err := sys.SetsockoptInt(s.FD, unix.IPPROTO_UDP, unix.UDP_CORK, 0)
 		if errors.Is(err, unix.EIO) && t.Link == network.NICNoSG {
 			t.Skipf("before 6.11 a device without checksum offload has no UDP segmentation offload: %v", err)
 		}
@@ -141,7 +142,7 @@ var _ = add(Case{
 }, func(t *T) {
 	pair := t.Pair()
 	// A send has at most 64 segments, or 128 since 6.9.
-	if err := unix.SetsockoptInt(pair.Sender.FD, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 1); err != nil {
+	if err := sys.SetsockoptInt(pair.Sender.FD, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 1); err != nil {
 		t.Skipf("no UDP segmentation offload (in kernels since 4.18): %v", err)
 	}
 	data := t.Payload(1000, 1)
@@ -206,7 +207,7 @@ var _ = add(Case{
 	pair := t.Pair()
 	var seen []label
 	for _, label := range labels(t.Family) {
-		if err := unix.SetsockoptInt(pair.Receiver.FD, int(label.level), label.ask, 1); err != nil {
+		if err := sys.SetsockoptInt(pair.Receiver.FD, int(label.level), label.ask, 1); err != nil {
 			t.Logf("the receiver cannot ask for the %s: %v", label.name, err) // SO_RCVMARK came in 5.19
 			label.links = []network.Link{}
 		}
@@ -296,7 +297,7 @@ var _ = add(Case{
 
 	// struct sock_txtime: clock and flags.
 	clock := binary.NativeEndian.AppendUint32(nil, unix.CLOCK_MONOTONIC)
-	err := unix.SetsockoptString(pair.Sender.FD, unix.SOL_SOCKET, unix.SO_TXTIME, string(binary.NativeEndian.AppendUint32(clock, 0)))
+	err := sys.SetsockoptString(pair.Sender.FD, unix.SOL_SOCKET, unix.SO_TXTIME, string(binary.NativeEndian.AppendUint32(clock, 0)))
 	if errors.Is(err, unix.ENOPROTOOPT) {
 		t.Skipf("no SO_TXTIME (in kernels since 4.19): %v", err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/zcvet/zcvet/guest/nic"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
 	"github.com/zcvet/zcvet/guest/uring"
 )
 
@@ -270,11 +271,11 @@ func init() {
 				if !bytes.Equal(control, profile.Encode(capacity)) {
 					t.Errorf("the request was refused with %v, yet the control buffer was written to", result)
 				}
-				_ = unix.Shutdown(queue.Sender.FD, unix.SHUT_WR)
+				_ = sys.Shutdown(queue.Sender.FD, unix.SHUT_WR)
 			} else {
 				// A part of it is an answer, too: applications send the rest.
 				if int(result.Result) < len(data) {
-					_ = unix.Shutdown(queue.Sender.FD, unix.SHUT_WR)
+					_ = sys.Shutdown(queue.Sender.FD, unix.SHUT_WR)
 				}
 				var ledger notify.Ledger
 				entries, err := profile.Decode(control)
@@ -296,7 +297,7 @@ func (s *Socket) expectStream(want []byte) {
 	for len(want) > 0 {
 		var count int
 		err := again(func() (err error) {
-			count, _, err = unix.Recvfrom(s.FD, buffer[:min(len(buffer), len(want))], 0)
+			count, _, err = sys.Recvfrom(s.FD, buffer[:min(len(buffer), len(want))], 0)
 			return err
 		})
 		if err != nil {

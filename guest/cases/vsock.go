@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // vsockKind is a kind of VSOCK sockets.
@@ -26,7 +27,7 @@ var vsockKinds = []vsockKind{{"stream", unix.SOCK_STREAM}, {"seqpacket", unix.SO
 func vsockPair(t *T, kind vsockKind) *Pair {
 	t.Helper()
 	listener := t.SocketOf(ReceiverEnd, unix.AF_VSOCK, kind.kind, 0)
-	t.Check(unix.Bind(listener.FD, &unix.SockaddrVM{CID: unix.VMADDR_CID_LOCAL, Port: unix.VMADDR_PORT_ANY}), "bind")
+	t.Check(sys.Bind(listener.FD, &unix.SockaddrVM{CID: unix.VMADDR_CID_LOCAL, Port: unix.VMADDR_PORT_ANY}), "bind")
 	listener.Listen()
 	sender := t.SocketOf(SenderEnd, unix.AF_VSOCK, kind.kind, 0)
 	sender.SetZerocopy(true)
@@ -48,7 +49,7 @@ func (s *Socket) mustReceiveVSOCK(kind vsockKind, want []byte) {
 	buffer := make([]byte, len(want)+1)
 	count := 0
 	s.t.Check(again(func() (err error) {
-		count, _, err = unix.Recvfrom(s.FD, buffer, 0)
+		count, _, err = sys.Recvfrom(s.FD, buffer, 0)
 		return err
 	}), "receive a message")
 	if !bytes.Equal(buffer[:count], want) {
@@ -183,7 +184,7 @@ var _ = add(Case{
 			// sooner, promised not to look at the buffer again.
 			t.Eventually("data for the peer", func() bool {
 				polled := []unix.PollFd{{Fd: int32(pair.Receiver.FD), Events: unix.POLLIN}}
-				_, err := unix.Poll(polled, 0)
+				_, err := sys.Poll(polled, 0)
 				return err == nil && polled[0].Revents&unix.POLLIN != 0
 			})
 			overwrite()

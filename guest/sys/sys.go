@@ -346,3 +346,19 @@ func rawAddress(address unix.Sockaddr) trace.Memory {
 	}
 	return trace.Memory{Length: len(raw), Bytes: raw}
 }
+
+// Sendfile records both descriptors and the length.
+func Sendfile(out, in int, offset *int64, count int) (int, error) {
+	n := begin("sendfile", int64(out), int64(in), int64(count))
+	sent, err := unix.Sendfile(out, in, offset, count)
+	end(n, result(sent, err), err)
+	return sent, err
+}
+
+// Splice records both descriptors, the length and the flags.
+func Splice(in int, inOffset *int64, out int, outOffset *int64, length, flags int) (int64, error) {
+	n := begin("splice", int64(in), int64(out), int64(length), int64(flags))
+	moved, err := unix.Splice(in, inOffset, out, outOffset, length, flags)
+	end(n, result(int(moved), err), err)
+	return moved, err
+}
