@@ -215,12 +215,17 @@ func (s *Socket) ExpectNothing(why string) {
 	}
 }
 
-// DeviceBarrier sends a zero-copy datagram over the instance's link and waits
-// for its notification. The host completes frames in order, so the sender's
-// kernel has got back every buffer that was sent before. It works on the link
-// nic only, where a datagram is sent from the application's pages. It ends the
-// case.
-func (t *T) DeviceBarrier() {
+// DeviceBarrier is a pair of datagram sockets of its own over the instance's
+// link. It works on the link nic only, where a datagram is sent from the
+// application's pages.
+type DeviceBarrier struct {
+	pair *Pair
+	data []byte
+	t    *T
+}
+
+// NewDeviceBarrier connects the pair. It ends the case.
+func (t *T) NewDeviceBarrier() *DeviceBarrier {
 	t.Helper()
 	domain := unix.AF_INET
 	if t.Family == network.IPv6 {
@@ -231,10 +236,34 @@ func (t *T) DeviceBarrier() {
 	sender := t.SocketOf(SenderEnd, domain, unix.SOCK_DGRAM, 0)
 	sender.SetZerocopy(true)
 	sender.Connect(receiver)
-	sender.MustSend(t.Payload(64, 0), unix.MSG_ZEROCOPY)
-	if entries := sender.Collect(1); entries[0].Copied {
-		t.Fatalf("the barrier's datagram was copied on link %s: it proves nothing", t.Link)
+	return &DeviceBarrier{pair: &Pair{Sender: sender, Receiver: receiver}, data: t.Payload(64, 0), t: t}
+}
+
+// Pass sends a datagram and waits for its notification. The host completes
+// frames in order, so the sender's kernel has got back every buffer that was sent
+// before. It ends the case.
+func (b *DeviceBarrier) Pass() {
+	b.t.Helper()
+	b.pair.Sender.MustSend(b.data, unix.MSG_ZEROCOPY)
+	there, err := notify.Wait(b.pair.Sender.FD, b.t.Patience())
+	b.t.Check(err, "wait for the barrier's datagram")
+	entries := b.pair.Sender.Drain()
+	if !there || len(entries) != 1 {
+		b.t.Fatalf("waited %v for the notification of the barrier's datagram, came %v", b.t.Patience(), entries)
 	}
+	if entries[0].Copied {
+		b.t.Fatalf("the barrier's datagram was copied on link %s: it proves nothing", b.t.Link)
+	}
+	// Or its buffer would be full some day; what is sent was received by then.
+	got := make([]byte, len(b.data)+1)
+	_, _, _ = sys.Recvfrom(b.pair.Receiver.FD, got, unix.MSG_DONTWAIT)
+}
+
+// DeviceBarrier waits until the sender's kernel has got back every buffer that
+// was sent before. It works on the link nic only. It ends the case.
+func (t *T) DeviceBarrier() {
+	t.Helper()
+	t.NewDeviceBarrier().Pass()
 }
 
 // disturb adds rules for what the sender transmits, and returns the check that
