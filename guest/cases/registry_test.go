@@ -25,7 +25,7 @@ var checklist = strings.Fields(`
 var mustCover = strings.Fields(`
 	Z01 Z02 Z03 Z04 Z05 Z10 Z11 Z12 Z13 Z14 Z15 Z17
 	Z20 Z21 Z22 Z23 Z24 Z25 Z26 Z30 Z31 Z36 Z3A Z40 Z41 Z42
-	Z50 Z51 Z54 Z60 Z70 Z72`)
+	Z50 Z51 Z54 Z60 Z70 Z72 R02`)
 
 var caseName = regexp.MustCompile(`^[a-z]+(/[a-z0-9]+(-[a-z0-9]+)*)+$`)
 

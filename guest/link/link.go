@@ -117,6 +117,10 @@ type Parameters struct {
 	// TimeScale multiplies the patience of waits inside a case; 1 under KVM,
 	// larger under TCG and on debug kernels.
 	TimeScale float64 `json:"time_scale"`
+	// SearchSteps and SearchBudget bound each search for a failing sequence of
+	// operations (R02), in operations and in time; 0 leaves that to the case.
+	SearchSteps  int           `json:"search_steps,omitempty"`
+	SearchBudget time.Duration `json:"search_budget,omitempty"`
 }
 
 // CaseStart says that an instance begins.

@@ -99,6 +99,7 @@ func (a *Attempt) Cases(ctx context.Context, prepared *Prepared) error {
 		Booter: booter,
 		Parameters: link.Parameters{
 			ABI: run.Series.ABI, Constant: run.Series.Constant, Seed: options.Seed, TimeScale: patience.Scale,
+			SearchSteps: options.SearchSteps, SearchBudget: options.SearchBudget,
 		},
 		Wanted:   a.wanted,
 		Patience: patience,

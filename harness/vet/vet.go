@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/zcvet/zcvet/harness/cache"
 	"github.com/zcvet/zcvet/harness/fault"
@@ -51,10 +52,14 @@ type Options struct {
 	Accelerator string // auto, kvm or tcg
 	CPU         string // QEMU's CPU model, empty for the best one
 
-	Suite  string   // suite.Select explains it
-	Only   []string // narrows Suite to these instances, by id; empty does not
-	Seed   int64
-	Policy verdict.Policy
+	Suite string   // suite.Select explains it
+	Only  []string // narrows Suite to these instances, by id; empty does not
+	Seed  int64
+	// SearchSteps and SearchBudget bound each search for a failing sequence of
+	// operations (R02); 0 for what the case deems enough.
+	SearchSteps  int
+	SearchBudget time.Duration
+	Policy       verdict.Policy
 
 	Out     string // directory of the results, empty for a new one
 	Verbose bool   // tools may print to Log

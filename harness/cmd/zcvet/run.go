@@ -48,6 +48,8 @@ func caseFlags(command *cobra.Command, options *vet.Options) {
 	flags.StringVar(&options.Suite, "suite", suite.Everything, `cases to run: checklist ids, groups, cases, protocols, links, with * and !, as in "Z3*,poll,!udp"`)
 	flags.StringVar(&options.Out, "out", "", "directory of the results (default a new one in results/, and results/latest)")
 	flags.Int64Var(&options.Seed, "seed", 1, "seed of everything random")
+	flags.IntVar(&options.SearchSteps, "search-steps", 0, "operations of each search for a failing sequence (R02), a few hundred by default")
+	flags.DurationVar(&options.SearchBudget, "search-budget", 0, "time of each such search, and of shrinking what it finds (default 1s)")
 	flags.BoolVar(&options.Policy.Strict, "strict", false, "failures of SHOULD cases fail the run")
 	flags.BoolVar(&options.Policy.ExpectAll, "expect-all", false, "skipped cases fail the run")
 }
@@ -65,6 +67,8 @@ func (a *app) runCommand() *cobra.Command {
 		Args: noArguments,
 		RunE: func(command *cobra.Command, _ []string) error {
 			switch {
+			case options.SearchSteps < 0 || options.SearchBudget < 0:
+				return fault.New(fault.Usage, "--search-steps and --search-budget cannot be negative")
 			case list:
 				return listCases(options.Suite)
 			case kernelID:
@@ -137,6 +141,8 @@ func caseArguments(options vet.Options) []string {
 	add := adder(&arguments)
 	add(options.Suite != suite.Everything, "--suite", options.Suite)
 	add(options.Seed != 1, "--seed", strconv.FormatInt(options.Seed, 10))
+	add(options.SearchSteps != 0, "--search-steps", strconv.Itoa(options.SearchSteps))
+	add(options.SearchBudget != 0, "--search-budget", options.SearchBudget.String())
 	add(options.Policy.Strict, "--strict")
 	add(options.Policy.ExpectAll, "--expect-all")
 	return arguments
