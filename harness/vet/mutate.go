@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/zcvet/zcvet/guest/link"
@@ -33,8 +34,12 @@ type MutateOptions struct {
 // Mutate runs the cases on mutants of the reference series. The report is complete
 // even if the error is not nil: the error is then the reason it ended early. It is
 // nil if the options make no sense or there is no place for results. Of options it
-// uses all but Series, Revision, NoFuzz, Suite and Policy.
+// uses what is about kernel, machine and results, and Suite, to which the cases are
+// limited.
 func (v *Vetter) Mutate(ctx context.Context, options Options, what MutateOptions, command string) (report *mutate.Report, err error) {
+	if _, err := suite.Select(options.Suite); err != nil {
+		return nil, err
+	}
 	if _, err := configuration(options); err != nil {
 		return nil, err
 	}
@@ -134,9 +139,10 @@ func (v *Vetter) mutate(ctx context.Context, options Options, what MutateOptions
 
 // laboratory is a mutate.Laboratory of machines restored from one that was saved.
 type laboratory struct {
-	base   *suite.Base
-	booter *rig.Booter
-	common suite.Options
+	base      *suite.Base
+	instances []link.Instance
+	booter    *rig.Booter
+	common    suite.Options
 }
 
 func (v *Vetter) laboratory(ctx context.Context, options Options, prepared *Prepared, directory *results.Directory, run *verdict.Run) (*laboratory, error) {
@@ -151,14 +157,19 @@ func (v *Vetter) laboratory(ctx context.Context, options Options, prepared *Prep
 		Console:  directory.Console(),
 		Allowed:  prepared.allowed,
 	}
+	wanted, err := suite.Select(options.Suite)
+	if err != nil {
+		return nil, err
+	}
 	base, err := suite.Save(ctx, common)
 	if err != nil {
 		return nil, err
 	}
-	return &laboratory{base: base, booter: booter, common: common}, nil
+	instances := slices.DeleteFunc(slices.Clone(base.Instances), func(i link.Instance) bool { return !wanted(i) })
+	return &laboratory{base: base, instances: instances, booter: booter, common: common}, nil
 }
 
-func (l *laboratory) Instances() []link.Instance { return l.base.Instances }
+func (l *laboratory) Instances() []link.Instance { return l.instances }
 
 func (l *laboratory) Run(ctx context.Context, mutant string, instances []link.Instance, how suite.Options) (*suite.Result, error) {
 	how.Booter, how.Parameters, how.Patience, how.Allowed = l.common.Booter, l.common.Parameters, l.common.Patience, l.common.Allowed

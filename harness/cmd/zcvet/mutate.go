@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/suite"
 	"github.com/zcvet/zcvet/harness/vet"
 	"github.com/zcvet/zcvet/patches/mutants"
 )
@@ -45,6 +46,7 @@ fault; the others are those of zcvet run.`,
 	machineFlags(command, &options)
 	flags := command.Flags()
 	flags.StringVar(&what.Pattern, "mutant", "", "mutants: names, areas (scm, zerocopy) and checklist ids, with * (default all)")
+	flags.StringVar(&options.Suite, "suite", suite.Everything, "cases that may run, as in zcvet run")
 	flags.BoolVar(&what.All, "all", false, "run every case on every mutant and show who else notices")
 	flags.IntVar(&what.Kills, "kills", 3, "failed cases that are enough for a mutant, 0 runs all that cover its ids")
 	flags.IntVar(&what.Parallel, "parallel", 2, "machines at a time")
@@ -95,6 +97,7 @@ func repeatMutate(options vet.Options, what vet.MutateOptions) string {
 	add(options.Accelerator != "auto", "--accel", options.Accelerator)
 	add(options.CPU != "", "--cpu", options.CPU)
 	add(what.Pattern != "", "--mutant", what.Pattern)
+	add(options.Suite != suite.Everything, "--suite", options.Suite)
 	add(what.All, "--all")
 	add(what.Kills != 3, "--kills", strconv.Itoa(what.Kills))
 	add(options.Seed != 1, "--seed", strconv.FormatInt(options.Seed, 10))
