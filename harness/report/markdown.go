@@ -33,7 +33,9 @@ func WriteMarkdown(w io.Writer, run *verdict.Run) error {
 	m.findings(run)
 	m.about(run)
 	m.failures(run)
+	m.second(run)
 	m.splats(run)
+	m.coverage(run)
 	m.grid(run)
 	m.skips(run)
 	if run.Command != "" {
@@ -194,7 +196,7 @@ func (m markdown) splats(run *verdict.Run) {
 		splat := &run.Splats[i]
 		m.line("#### %s\n", inline(splat.Title))
 		if splat.Case != "" {
-			m.line("while %s ran\n", code(splat.Case))
+			m.line("while %s ran%s\n", code(splat.Case), InLeg(splat.Leg))
 		}
 		if place := Place(splat.File, splat.Line); place != "" {
 			line := "at " + code(place)

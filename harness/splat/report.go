@@ -42,9 +42,15 @@ type entry struct {
 type pageFault struct {
 	address uint64
 	known   bool
-	access  string // "read access", "write access", "instruction fetch"
+	access  string // "read access", "write access", fetch
 	allowed bool   // false after "permissions violation"
 }
+
+const fetch = "instruction fetch"
+
+// ofUser tells whether the address is one that user space can have mapped. Below
+// the first page it is a NULL pointer.
+func (f pageFault) ofUser() bool { return f.known && f.address >= 4096 && f.address < userTop }
 
 func (r *report) kind() Kind { return r.header.kind }
 
@@ -250,6 +256,7 @@ func (r *report) splat(complete bool) Splat {
 	if len(s.Frames) > 0 {
 		s.Function = baseName(s.Frames[0].Function)
 	}
+	s.UserAccess = s.Kind == Oops && r.fault.ofUser() && r.fault.access != fetch
 	title, in := r.refine(&s, title)
 	if in && s.Function != "" {
 		title += " in " + s.Function
@@ -264,10 +271,10 @@ func (r *report) refine(s *Splat, title string) (better string, in bool) {
 	in = r.header.in
 	switch s.Kind {
 	case Oops:
-		if r.fault.known && !r.fault.allowed && r.fault.address < userTop && r.fault.address >= 4096 {
+		if r.fault.ofUser() && !r.fault.allowed {
 			// The page is there and mapped for user space: SMAP or SMEP
 			// stopped the kernel from touching it without the helpers.
-			if r.fault.access == "instruction fetch" {
+			if r.fault.access == fetch {
 				return "BUG: supervisor instruction fetch from user address", in
 			}
 			return "BUG: supervisor " + r.fault.access + " of user address", in

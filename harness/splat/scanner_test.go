@@ -30,6 +30,9 @@ func render(splats []splat.Splat) string {
 		}
 		fmt.Fprintf(&out, "title: %s\nkind: %s\nfunction: %s\nsite: %s\ntaint: %s\nline: %d, %d lines of text\npartial: %v\n",
 			s.Title, s.Kind, s.Function, s.Site, s.Taint, s.Line, strings.Count(s.Text, "\n")+1, s.Partial)
+		if s.UserAccess {
+			out.WriteString("user access\n")
+		}
 		for _, frame := range s.Frames {
 			exact := ""
 			if frame.Exact {

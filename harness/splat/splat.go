@@ -130,6 +130,10 @@ type Splat struct {
 	// Partial is true when the report has no end: the log stopped, or
 	// something else began.
 	Partial bool
+	// UserAccess is true for an oops on reading or writing an address of user
+	// space, which a kernel may do by its helpers only: SMAP found it, and
+	// without SMAP it would have gone unseen.
+	UserAccess bool
 }
 
 // fingerprintDepth is how many functions tell two splats of one title apart.

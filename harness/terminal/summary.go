@@ -55,6 +55,7 @@ func (ui *UI) Summary(run *verdict.Run) {
 	ui.mu.Lock()
 	defer ui.mu.Unlock()
 	wrote := ui.failures(run)
+	wrote = ui.second(run) || wrote
 	wrote = ui.splats(run) || wrote
 	wrote = ui.findings(run) || wrote
 	if !ui.options.Quiet {
@@ -107,6 +108,25 @@ func (ui *UI) failures(run *verdict.Run) bool {
 	return len(folded) > 0
 }
 
+// second tells how the rest of the series did in cases that crashed on touching
+// user memory.
+func (ui *UI) second(run *verdict.Run) bool {
+	line := report.Second(run)
+	if line == "" {
+		return false
+	}
+	ui.line("\n%s  %s", ui.paint(bold, "AGAIN"), line)
+	for i := range run.Cases {
+		c := &run.Cases[i]
+		if c.Second == nil || c.Second.Status == verdict.Pass {
+			continue
+		}
+		ui.line("      %s %s", c.Second.Status, c.ID)
+		ui.text("      | ", c.Second.Detail)
+	}
+	return true
+}
+
 func (ui *UI) splats(run *verdict.Run) bool {
 	for i := range run.Splats {
 		if i == maxSplats {
@@ -116,7 +136,7 @@ func (ui *UI) splats(run *verdict.Run) bool {
 		splat := &run.Splats[i]
 		ui.line("\n%s  %s", ui.paint(red, "SPLAT"), ui.paint(bold, clean(splat.Title)))
 		if splat.Case != "" {
-			ui.line("      while %s ran", splat.Case)
+			ui.line("      while %s ran%s", splat.Case, report.InLeg(splat.Leg))
 		}
 		if place := report.Place(splat.File, splat.Line); place != "" {
 			ui.line("      at %s", place)

@@ -159,6 +159,23 @@ type Case struct {
 	Detail string `json:"detail"`
 	// Log is what the case noted on its way; kept for failures only.
 	Log []string `json:"log,omitempty"`
+	// Second is how the case ended when it was run again on another machine. It
+	// says more about the series and changes nothing in the verdict; nil unless
+	// there was reason to.
+	Second *Second `json:"second,omitempty"`
+}
+
+// SMAPOff is the leg of a run on a processor without supervisor mode access
+// prevention: a kernel that touches user memory without the helpers for it does not
+// crash there.
+const SMAPOff = "smap=off"
+
+// Second is the result of a case in another leg of the run.
+type Second struct {
+	Leg    string `json:"leg"` // SMAPOff
+	Status Status `json:"status"`
+	MS     int64  `json:"ms"`
+	Detail string `json:"detail"`
 }
 
 // Splat is a kernel complaint found on the console.
@@ -166,6 +183,9 @@ type Splat struct {
 	Title    string `json:"title"`
 	Kind     string `json:"kind"` // "oops", "warning", "kasan", "hang", "panic", …
 	Case     string `json:"case"` // id of the case that ran, empty outside any
+	// Leg is empty but for splats of cases that were run again on another
+	// machine; see Second.
+	Leg      string `json:"leg,omitempty"`
 	Function string `json:"function"`
 	File     string `json:"file"`
 	Line     int    `json:"line"`

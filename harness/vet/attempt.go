@@ -16,6 +16,7 @@ import (
 	"github.com/zcvet/zcvet/harness/results"
 	"github.com/zcvet/zcvet/harness/rig"
 	"github.com/zcvet/zcvet/harness/suite"
+	"github.com/zcvet/zcvet/harness/terminal"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
 
@@ -87,27 +88,11 @@ func (a *Attempt) Cases(ctx context.Context, prepared *Prepared) error {
 			return err
 		}
 	}
-	patience := machine.NewPatience(prepared.Accelerator, prepared.needs.Slowdown)
 	step := v.UI.Step("cases")
-	booter := &rig.Booter{
-		Machine: prepared.Machine(options),
-		Evidence: func(caseID, kind string) (io.WriteCloser, error) {
-			return a.directory.Evidence(caseID, kind)
-		},
-	}
-	outcome, err := suite.Run(ctx, suite.Options{
-		Booter: booter,
-		Parameters: link.Parameters{
-			ABI: run.Series.ABI, Constant: run.Series.Constant, Seed: options.Seed, TimeScale: patience.Scale,
-			SearchSteps: options.SearchSteps, SearchBudget: options.SearchBudget,
-		},
-		Wanted:   a.wanted,
-		Patience: patience,
-		Progress: step.Progress,
-		OnCase:   v.UI.Case,
-		Console:  a.directory.Console(),
-		Allowed:  prepared.allowed,
-	})
+	booter := a.booter(prepared, options)
+	how := a.suite(prepared, booter, a.wanted, step)
+	how.OnCase = v.UI.Case
+	outcome, err := suite.Run(ctx, how)
 	run.Machine.QEMU = booter.QEMU()
 	prepared.judge(outcome, run, err)
 	if err != nil {
@@ -118,7 +103,42 @@ func (a *Attempt) Cases(ctx context.Context, prepared *Prepared) error {
 	for _, missing := range outcome.Missing {
 		v.UI.Warn("%s", missing)
 	}
+	if err := a.withoutSMAP(ctx, prepared, outcome); err != nil {
+		return err
+	}
 	return v.coverage(ctx, prepared, outcome, run)
+}
+
+// booter starts machines with those options. Evidence of another leg of the run
+// does not overwrite that of the first.
+func (a *Attempt) booter(prepared *Prepared, options Options) *rig.Booter {
+	leg := ""
+	if options.SMAPOff != a.options.SMAPOff {
+		leg = "-smap-off"
+	}
+	return &rig.Booter{
+		Machine: prepared.Machine(options),
+		Evidence: func(caseID, kind string) (io.WriteCloser, error) {
+			return a.directory.Evidence(caseID+leg, kind)
+		},
+	}
+}
+
+// suite is how to run the wanted cases. OnCase is left to the caller.
+func (a *Attempt) suite(prepared *Prepared, booter *rig.Booter, wanted func(link.Instance) bool, step *terminal.Step) suite.Options {
+	patience := machine.NewPatience(prepared.Accelerator, prepared.needs.Slowdown)
+	return suite.Options{
+		Booter: booter,
+		Parameters: link.Parameters{
+			ABI: a.Run.Series.ABI, Constant: a.Run.Series.Constant, Seed: a.options.Seed, TimeScale: patience.Scale,
+			SearchSteps: a.options.SearchSteps, SearchBudget: a.options.SearchBudget,
+		},
+		Wanted:   wanted,
+		Patience: patience,
+		Progress: step.Progress,
+		Console:  a.directory.Console(),
+		Allowed:  prepared.allowed,
+	}
 }
 
 // End gives the verdict and stores it. Err is what ended the run early, or nil; it

@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"github.com/zcvet/zcvet/harness/coverage"
+	"github.com/zcvet/zcvet/harness/report"
 	"github.com/zcvet/zcvet/harness/suite"
 	"github.com/zcvet/zcvet/harness/tree"
 	"github.com/zcvet/zcvet/harness/verdict"
@@ -34,6 +35,6 @@ func (v *Vetter) coverage(ctx context.Context, prepared *Prepared, outcome *suit
 	}
 	measured.Missing = append(measured.Missing, outcome.Missing...)
 	run.Coverage = measured
-	step.Done("%d of %d executable lines that the series added were executed", measured.Executed, measured.Executable)
+	step.Done("%s", report.CoverageLine(measured))
 	return nil
 }

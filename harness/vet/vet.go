@@ -51,6 +51,7 @@ type Options struct {
 
 	Accelerator string // auto, kvm or tcg
 	CPU         string // QEMU's CPU model, empty for the best one
+	SMAPOff     bool   // let the kernel touch user memory as it likes
 
 	Suite string   // suite.Select explains it
 	Only  []string // narrows Suite to these instances, by id; empty does not
@@ -144,6 +145,9 @@ func (p *Prepared) Machine(options Options) machine.Config {
 	accelerator := p.Accelerator
 	if options.CPU != "" {
 		accelerator.CPU = options.CPU
+	}
+	if options.SMAPOff {
+		accelerator.CPU += "," + verdict.SMAPOff
 	}
 	return machine.Config{
 		Accelerator: accelerator, Kernel: p.Kernel.Boot, KernelConfig: p.Kernel.Config, Initramfs: p.Image.Path,
@@ -425,15 +429,21 @@ func (p *Prepared) judge(outcome *suite.Result, run *verdict.Run, err error) {
 		run.Machine.RestoreMS = durations[len(durations)/2].Milliseconds()
 	}
 
+	run.Splats = append(run.Splats, p.decode(outcome.Splats)...)
+}
+
+// decode finds the lines of splats, and the patches that last touched them.
+func (p *Prepared) decode(found []splat.Splat) []verdict.Splat {
 	decoder := splat.NewDecoder(p.Kernel.Vmlinux)
 	defer decoder.Close()
-	for i := range outcome.Splats {
-		found := &outcome.Splats[i]
+	var splats []verdict.Splat
+	for i := range found {
 		// A vmlinux without line tables, such as an image: kernel's, leaves
 		// the functions.
-		_ = decoder.Decode(found)
-		run.Splats = append(run.Splats, found.Verdict(p.blame))
+		_ = decoder.Decode(&found[i])
+		splats = append(splats, found[i].Verdict(p.blame))
 	}
+	return splats
 }
 
 // blame names the patch that last touched a line.

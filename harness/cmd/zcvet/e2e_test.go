@@ -243,6 +243,43 @@ func TestBrokenSeries(t *testing.T) {
 	}
 }
 
+// TestUserAccess has a series that touches user memory without the helpers: the
+// cases crash, and again without SMAP they show what else there is to see.
+func TestUserAccess(t *testing.T) {
+	const suite = "limits/optmem-unread"
+	got := zcvet(t, "run", "--kernel", "6.12", "--series", testdata("user-access"), "--suite", suite+",!nic-nosg,!veth")
+	got.requireCode(t, 6)
+	got.requireSaid(t, "supervisor write access of user address", "2 that crashed on touching user memory, again with SMAP off: 2 passed")
+	for _, c := range got.run.Cases {
+		if c.Proto != "udp" || c.Family != "ipv4" {
+			if c.Status != verdict.Pass || c.Second != nil {
+				t.Errorf("%s, which the series leaves alone, is %s: %s; second %+v", c.ID, c.Status, c.Detail, c.Second)
+			}
+			continue
+		}
+		if c.Status != verdict.Crash {
+			t.Errorf("%s is %s: %s", c.ID, c.Status, c.Detail)
+		}
+		if c.Second == nil || c.Second.Leg != verdict.SMAPOff || c.Second.Status != verdict.Pass {
+			t.Errorf("%s without SMAP: %+v", c.ID, c.Second)
+		}
+	}
+	if len(got.run.Splats) != 2 {
+		t.Errorf("%d splats", len(got.run.Splats))
+	}
+	for _, s := range got.run.Splats {
+		if s.File != "net/socket.c" || s.Patch != got.run.Series.Patches[0].Subject || s.Leg != "" {
+			t.Errorf("%s at %s:%d by patch %q, leg %q", s.Title, s.File, s.Line, s.Patch, s.Leg)
+		}
+	}
+
+	off := zcvet(t, "run", "--kernel", "6.12", "--series", testdata("user-access"), "--suite", suite+",!nic-nosg,!veth", "--smap", "off")
+	off.requireCode(t, 0)
+	if !strings.HasSuffix(off.run.Machine.CPU, ",smap=off") || !strings.Contains(off.run.Command, "--smap off") {
+		t.Errorf("cpu %q, command %q", off.run.Machine.CPU, off.run.Command)
+	}
+}
+
 // crashed checks that one case crashed, that the splat names the line and the
 // patch, and that every other case still got its turn.
 func crashed(t *testing.T, got outcome) {

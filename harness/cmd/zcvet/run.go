@@ -40,6 +40,7 @@ func machineFlags(command *cobra.Command, options *vet.Options) {
 	flags.IntVarP(&options.Jobs, "jobs", "j", 0, "parallel compilations (default one per processor)")
 	flags.StringVar(&options.Accelerator, "accel", "auto", "auto, kvm or tcg; kvm fails instead of falling back")
 	flags.StringVar(&options.CPU, "cpu", "", `QEMU's CPU model, such as "max,smap=off" (default the best of the accelerator)`)
+	flags.Var((*smap)(&options.SMAPOff), "smap", "on or off; off lets the kernel touch user memory without the helpers for it (and when it is on, cases that crash on that are run again with it off)")
 }
 
 // caseFlags are the flags of every command that runs cases.
@@ -53,6 +54,27 @@ func caseFlags(command *cobra.Command, options *vet.Options) {
 	flags.BoolVar(&options.Policy.Strict, "strict", false, "failures of SHOULD cases fail the run")
 	flags.BoolVar(&options.Policy.ExpectAll, "expect-all", false, "skipped cases fail the run")
 }
+
+// smap is the value of a flag that switches supervisor mode access prevention off.
+type smap bool
+
+func (s *smap) Set(text string) error {
+	switch text {
+	case "on", "off":
+		*s = text == "off"
+		return nil
+	}
+	return fmt.Errorf("%q is neither on nor off", text)
+}
+
+func (s *smap) String() string {
+	if *s {
+		return "off"
+	}
+	return "on"
+}
+
+func (*smap) Type() string { return "on|off" }
 
 func (a *app) runCommand() *cobra.Command {
 	var options vet.Options
@@ -139,6 +161,7 @@ func kernelArguments(options vet.Options) []string {
 func caseArguments(options vet.Options) []string {
 	var arguments []string
 	add := adder(&arguments)
+	add(options.SMAPOff, "--smap", "off")
 	add(options.Suite != suite.Everything, "--suite", options.Suite)
 	add(options.Seed != 1, "--seed", strconv.FormatInt(options.Seed, 10))
 	add(options.SearchSteps != 0, "--search-steps", strconv.Itoa(options.SearchSteps))
