@@ -4,6 +4,7 @@ package report
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/zcvet/zcvet/harness/verdict"
 )
@@ -71,21 +72,19 @@ func (m markdown) coverage(run *verdict.Run) {
 	for _, missing := range run.Coverage.Missing {
 		m.line("> %s\n", inline(missing))
 	}
-	shown := 0
+	left := maxUnexecuted
 	for _, group := range FoldCoverage(run) {
+		if left == 0 {
+			m.line("… and more, all in run.json\n")
+			break
+		}
+		lines := group.Lines[:min(left, len(group.Lines))]
+		left -= len(lines)
+		var text strings.Builder
+		for _, line := range lines {
+			fmt.Fprintf(&text, "%6d  %s\n", line.Line, line.Text)
+		}
 		m.line("**%s**, %s: no case executed\n", inline(group.Patch), code(group.File))
-		text := ""
-		for _, line := range group.Lines {
-			if shown++; shown > maxUnexecuted {
-				break
-			}
-			text += fmt.Sprintf("%6d  %s\n", line.Line, line.Text)
-		}
-		if text != "" {
-			m.block(text)
-		}
-	}
-	if more := shown - maxUnexecuted; more > 0 {
-		m.line("… and more lines, all in run.json\n")
+		m.block(text.String())
 	}
 }

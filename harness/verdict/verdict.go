@@ -180,9 +180,9 @@ type Second struct {
 
 // Splat is a kernel complaint found on the console.
 type Splat struct {
-	Title    string `json:"title"`
-	Kind     string `json:"kind"` // "oops", "warning", "kasan", "hang", "panic", …
-	Case     string `json:"case"` // id of the case that ran, empty outside any
+	Title string `json:"title"`
+	Kind  string `json:"kind"` // "oops", "warning", "kasan", "hang", "panic", …
+	Case  string `json:"case"` // id of the case that ran, empty outside any
 	// Leg is empty but for splats of cases that were run again on another
 	// machine; see Second.
 	Leg      string `json:"leg,omitempty"`
