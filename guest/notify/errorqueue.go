@@ -118,23 +118,33 @@ func carriesError(message ControlMessage) bool {
 	return false
 }
 
+// ErrNotWoken is returned when poll slept for all the time it was given and only
+// then found that the error queue has an entry: nobody woke it.
+var ErrNotWoken = errors.New("a notification came without waking poll")
+
 // Pending tells whether poll reports POLLERR now, which it does while the error
 // queue holds an entry.
 func Pending(fd int) (bool, error) { return Wait(fd, 0) }
 
 // Wait waits until poll reports POLLERR, at most for so long, and tells whether
-// it did.
+// it did. The error is ErrNotWoken if it did so at the end of its time only.
 func Wait(fd int, patience time.Duration) (bool, error) {
 	deadline := time.Now().Add(patience)
 	for {
 		left := max(time.Until(deadline), 0)
 		polled := []unix.PollFd{{Fd: int32(fd)}}
 		// Rounded up, or the last millisecond would be spent spinning.
-		_, err := sys.Poll(polled, int((left+time.Millisecond-1)/time.Millisecond))
+		limit := (left + time.Millisecond - 1).Truncate(time.Millisecond)
+		began := time.Now()
+		_, err := sys.Poll(polled, int(limit/time.Millisecond))
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return false, fmt.Errorf("poll: %w", err)
 		}
 		if polled[0].Revents&unix.POLLERR != 0 {
+			// The kernel looks once more when the time is over.
+			if limit > 0 && time.Since(began) >= limit {
+				return true, fmt.Errorf("%w in %v", ErrNotWoken, limit)
+			}
 			return true, nil
 		}
 		if polled[0].Revents&unix.POLLNVAL != 0 {
