@@ -119,6 +119,12 @@ type Case struct {
 	// at all, such as a partial send on UDP. It is asked while instances are
 	// listed, so it may look at nothing but its arguments.
 	Skip func(Instance) bool
+	// Leaks is why the case leaves sockets, pages or charged memory behind; one
+	// without it fails if it does.
+	Leaks string
+	// Destroys says that no other case can run in a machine in which this one
+	// ran. It then runs last, and the next one in another machine.
+	Destroys bool
 
 	run func(*T)
 }
@@ -207,6 +213,7 @@ func (i Instance) Describe() link.Instance {
 	return link.Instance{
 		ID: i.ID(), Name: i.Case.Name, Covers: i.Case.Covers, Level: string(i.Case.Level),
 		Proto: string(i.Proto), Family: string(i.Family), Link: string(i.Link),
+		Destroys: i.Case.Destroys,
 	}
 }
 

@@ -92,6 +92,9 @@ type Instance struct {
 	Proto  string   `json:"proto,omitempty"`
 	Family string   `json:"family,omitempty"`
 	Link   string   `json:"link,omitempty"`
+	// Destroys says that the machine is of no use for other instances after
+	// this one.
+	Destroys bool `json:"destroys,omitempty"`
 }
 
 // Run asks the agent to run instances in this order.

@@ -48,8 +48,8 @@ func (b *Base) Close() {
 	}
 }
 
-// Run runs instances in this order, from the state the base was saved in. Of the
-// options it uses all but Wanted. Results and errors are those of Run.
+// Run runs instances in this order, but those that destroy their machine last,
+// from the state the base was saved in. Of the options it uses all but Wanted. Results and errors are those of Run.
 func (b *Base) Run(ctx context.Context, options Options, instances []link.Instance) (*Result, error) {
 	r := &runner{Options: options, result: &Result{Features: b.Features}, snapshot: b.snapshot}
 	r.console.writer = options.Console
@@ -58,7 +58,7 @@ func (b *Base) Run(ctx context.Context, options Options, instances []link.Instan
 		r.close()
 	}()
 	for _, instance := range instances {
-		r.result.Cases = append(r.result.Cases, newCase(instance))
+		r.want(instance)
 	}
 	err := r.runAll(ctx)
 	return r.result, err

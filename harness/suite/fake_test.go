@@ -25,6 +25,8 @@ type laboratory struct {
 	t         *testing.T
 	instances []string
 	behaviour map[string]behaviour
+	// destroys names the instances that say so of themselves.
+	destroys map[string]bool
 	// noHello keeps the agent from coming up; its console shows boot.
 	noHello bool
 	// features are what the agent says it has. Leaks and counters are what its
@@ -41,7 +43,9 @@ type laboratory struct {
 	evidence []string
 	calls    []string
 	mutants  []string // what the runs asked for
-	open     int
+	// ran lists what ran in each machine that ran anything, by their age.
+	ran  [][]string
+	open int
 }
 
 func (l *laboratory) count(counter *int, by int) {
@@ -72,7 +76,7 @@ func (l *laboratory) start(console func(string), hello bool) *fakeVM {
 		if hello {
 			body := link.Hello{Version: link.Version, Features: l.features}
 			for _, id := range l.instances {
-				body.Instances = append(body.Instances, link.Instance{ID: id, Name: id, Level: "MUST"})
+				body.Instances = append(body.Instances, link.Instance{ID: id, Name: id, Level: "MUST", Destroys: l.destroys[id]})
 			}
 			if conn.Send(link.KindHello, body) != nil {
 				return
@@ -92,6 +96,7 @@ type fakeVM struct {
 	done        chan struct{}
 	err         error
 	onNMI       func()
+	ran         int // its place in lab.ran, from 1; 0 before it ran anything
 }
 
 func (vm *fakeVM) serve(conn *link.Conn) {
@@ -121,6 +126,7 @@ func (vm *fakeVM) serve(conn *link.Conn) {
 			vm.lab.lock.Lock()
 			vm.lab.mutants = append(vm.lab.mutants, run.Parameter.Mutant)
 			vm.lab.lock.Unlock()
+			vm.note(run.Instances)
 			for _, id := range run.Instances {
 				vm.console("[    1.000000] " + link.StartMark(id))
 				if conn.Send(link.KindCaseStart, link.CaseStart{ID: id}) != nil {
@@ -142,6 +148,17 @@ func (vm *fakeVM) serve(conn *link.Conn) {
 			}
 		}
 	}
+}
+
+// note enters what a Run asks of this machine into the laboratory's list.
+func (vm *fakeVM) note(instances []string) {
+	vm.lab.lock.Lock()
+	defer vm.lab.lock.Unlock()
+	if vm.ran == 0 {
+		vm.lab.ran = append(vm.lab.ran, nil)
+		vm.ran = len(vm.lab.ran)
+	}
+	vm.lab.ran[vm.ran-1] = append(vm.lab.ran[vm.ran-1], instances...)
 }
 
 // stop is the end of the fake QEMU.

@@ -122,6 +122,8 @@ type runner struct {
 	session  *session
 	snapshot Snapshot
 	console  consoleLog
+	// destroys holds the ids of the cases after which a machine is of no use.
+	destroys map[string]bool
 }
 
 func (r *runner) close() {
@@ -141,7 +143,7 @@ func (r *runner) boot(ctx context.Context) error {
 	}
 	for _, instance := range hello.Instances {
 		if r.Wanted == nil || r.Wanted(instance) {
-			r.result.Cases = append(r.result.Cases, newCase(instance))
+			r.want(instance)
 		}
 	}
 	if len(r.result.Cases) == 0 {
@@ -188,6 +190,17 @@ func (r *runner) takeSnapshot(ctx context.Context) error {
 	return nil
 }
 
+// want adds a case to those that are to run.
+func (r *runner) want(instance link.Instance) {
+	r.result.Cases = append(r.result.Cases, newCase(instance))
+	if instance.Destroys {
+		if r.destroys == nil {
+			r.destroys = make(map[string]bool)
+		}
+		r.destroys[instance.ID] = true
+	}
+}
+
 func newCase(instance link.Instance) verdict.Case {
 	return verdict.Case{
 		ID: instance.ID, Name: instance.Name, Covers: instance.Covers,
@@ -197,6 +210,7 @@ func newCase(instance link.Instance) verdict.Case {
 }
 
 // runAll runs every case that has no status yet, in as many machines as it takes.
+// The cases that destroy their machine come last, each with one of its own.
 func (r *runner) runAll(ctx context.Context) error {
 	losses := 0
 	for {
@@ -213,9 +227,16 @@ func (r *runner) runAll(ctx context.Context) error {
 				return err
 			}
 		}
-		finished, err := r.runIn(ctx, r.session, left)
+		batch := r.batch(left)
+		finished, err := r.runIn(ctx, r.session, batch)
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if err == nil && r.destroys[batch[0]] {
+			if err := r.shutdown(ctx); err != nil {
+				return err
+			}
+			continue
 		}
 		if err != nil {
 			r.session.close()
@@ -243,6 +264,16 @@ func (r *runner) unfinished() []string {
 }
 
 func (r *runner) enough() bool { return r.Enough != nil && r.Enough() }
+
+// batch returns those of the cases that are left that can run in one machine:
+// all that leave it usable, or a single one that does not.
+func (r *runner) batch(left []string) []string {
+	harmless := slices.DeleteFunc(slices.Clone(left), func(id string) bool { return r.destroys[id] })
+	if len(harmless) > 0 {
+		return harmless
+	}
+	return left[:1]
+}
 
 func (r *runner) report(left int) {
 	total := len(r.result.Cases)

@@ -123,6 +123,47 @@ func TestOnlyWantedCasesRun(t *testing.T) {
 	}
 }
 
+func TestCasesThatDestroyTheirMachineRunLastAndOnePerMachine(t *testing.T) {
+	lab := &laboratory{
+		instances: []string{"a", "unplugs", "b", "removes", "c"},
+		destroys:  map[string]bool{"unplugs": true, "removes": true},
+		behaviour: map[string]behaviour{"unplugs": ends("fail", "a send was never notified")},
+	}
+	result, err := run(t, lab, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]verdict.Status{
+		"a": verdict.Pass, "unplugs": verdict.Fail, "b": verdict.Pass, "removes": verdict.Pass, "c": verdict.Pass,
+	}
+	if diff := cmp.Diff(want, statuses(result)); diff != "" {
+		t.Error(diff)
+	}
+	ran := [][]string{{"a", "b", "c", "unplugs"}, {"removes"}}
+	if diff := cmp.Diff(ran, lab.ran); diff != "" {
+		t.Errorf("what ran in each machine: %s", diff)
+	}
+	if lab.boots != 1 || lab.restores != 1 {
+		t.Errorf("%d boots, %d restores", lab.boots, lab.restores)
+	}
+}
+
+func TestCrashOfACaseThatDestroysItsMachine(t *testing.T) {
+	lab := &laboratory{
+		instances: []string{"unplugs", "removes", "a"},
+		destroys:  map[string]bool{"unplugs": true, "removes": true},
+		behaviour: map[string]behaviour{"unplugs": prints(hangs(), oops...)},
+	}
+	result, err := run(t, lab, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]verdict.Status{"unplugs": verdict.Crash, "removes": verdict.Pass, "a": verdict.Pass}
+	if diff := cmp.Diff(want, statuses(result)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestCrashBelongsToItsCaseAndTheOthersStillRun(t *testing.T) {
 	for _, test := range []struct {
 		name   string
