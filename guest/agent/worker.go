@@ -76,8 +76,10 @@ func Worker() error {
 			Receiver: network.FromFD(workerReceiver),
 			Missing:  told.Missing,
 		},
-		Host: w,
+		Host:  w,
+		Sweep: w.sweep,
 	}
+	w.environment.Counters = cases.OpenCounters(w.environment.Network)
 	hello.Features = w.environment.Features()
 	region, err := trace.Map(workerTrace)
 	if err != nil {
@@ -87,7 +89,7 @@ func Worker() error {
 	sys.SetRecorder(w.recorder)
 	hello.Trace = trace.Pages(region)
 	// Reading the release has opened the descriptors of Go's poller, so those
-	// that come later belong to cases.
+	// that come later than the counters belong to cases.
 	if w.firstFree, err = firstFreeDescriptor(); err != nil {
 		return err
 	}
@@ -201,13 +203,14 @@ func (w *worker) run(id string, parameters link.Parameters) {
 		})
 		end.Status, end.Detail, end.Took = string(result.Status), result.Detail, result.Took
 	}
-	// The framework has closed what it opened; this is for descriptors a case
-	// made by itself.
-	if err := unix.CloseRange(uint(w.firstFree), math.MaxInt32, 0); err != nil {
-		end.Status, end.Detail = string(cases.Fail), fmt.Sprintf("close the descriptors of the case: %v\n%s", err, end.Detail)
-	}
 	// An error of the connection ends receive, and with it the process.
 	_ = w.conn.Send(link.KindCaseEnd, end)
+}
+
+// sweep closes the descriptors that a case made by itself; the framework has
+// closed what it opened.
+func (w *worker) sweep() error {
+	return unix.CloseRange(uint(w.firstFree), math.MaxInt32, 0)
 }
 
 // Call implements cases.Caller over the guest link.

@@ -60,7 +60,7 @@ func TestOnThisKernel(t *testing.T) {
 		t.Skipf("no network in namespaces on this machine: %v", err)
 	}
 	t.Cleanup(laid.Close)
-	environment := &Environment{Network: laid}
+	environment := &Environment{Network: laid, Counters: OpenCounters(laid)}
 	for _, instance := range Instances() {
 		t.Run(instance.ID(), func(t *testing.T) {
 			result := environment.Run(instance, link.Parameters{Seed: *seed, TimeScale: 1}, func(line string) { t.Log(line) })

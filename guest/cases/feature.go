@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zcvet/zcvet/guest/debugfs"
+	"github.com/zcvet/zcvet/guest/leak"
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/notify"
@@ -87,6 +88,12 @@ func (e *Environment) Features() []link.Feature {
 	}
 	for _, way := range network.Links {
 		found = append(found, describe("link:"+string(way), e.Network.Has(way)))
+	}
+	if e.Counters != nil {
+		// Without one of these the leaks of that kind are not looked for.
+		for _, kind := range leak.Kinds {
+			found = append(found, describe("count:"+kind, e.Counters.Missing(kind)))
+		}
 	}
 	return found
 }

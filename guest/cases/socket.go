@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,10 @@ type Socket struct {
 	End End
 
 	t *T
+	// domain and kind are the first two arguments of socket.
+	domain, kind int
+	// received is set once data was read from it.
+	received atomic.Bool
 }
 
 // Pair is a connected pair of sockets over the instance's link.
@@ -106,15 +111,20 @@ func (t *T) SocketOf(end End, domain, kind, protocol int) *Socket {
 // error wraps the unix.Errno.
 func (t *T) TrySocketOf(end End, domain, kind, protocol int) (*Socket, error) {
 	t.Helper()
-	s := &Socket{FD: -1, End: end, t: t}
+	s := &Socket{FD: -1, End: end, t: t, domain: domain, kind: kind}
 	open := func() (err error) {
 		s.FD, err = sys.Socket(domain, kind|unix.SOCK_CLOEXEC, protocol)
 		return err
 	}
 	var err error
-	if end == ReceiverEnd && t.Link != network.Loopback && t.Link != "" {
+	switch {
+	case t.own != nil && end == SenderEnd:
+		err = t.own.Sender.Do(open)
+	case t.own != nil:
+		err = t.own.NamespaceOf(t.Link).Do(open)
+	case end == ReceiverEnd && t.Link != network.Loopback && t.Link != "":
 		err = t.environment.Network.Receiver.Do(open)
-	} else {
+	default:
 		err = open() // the case already runs in the sender's namespace
 	}
 	if err != nil {
@@ -126,8 +136,11 @@ func (t *T) TrySocketOf(end End, domain, kind, protocol int) (*Socket, error) {
 
 // adopt makes the case the owner of a fresh socket.
 func (s *Socket) adopt() {
-	s.t.Cleanup(s.Close)
+	s.t.Cleanup(s.abort)
 	s.t.OnFailure(s.dump)
+	s.t.lock.Lock()
+	s.t.sockets = append(s.t.sockets, s)
+	s.t.lock.Unlock()
 	limit := unix.NsecToTimeval(s.t.Patience().Nanoseconds())
 	for _, option := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
 		s.t.Check(sys.SetsockoptTimeval(s.FD, unix.SOL_SOCKET, option, &limit), "limit waits")
@@ -197,7 +210,7 @@ func (s *Socket) Connect(to *Socket) {
 // Accept takes a connection from a listener. It ends the case.
 func (s *Socket) Accept() *Socket {
 	s.t.Helper()
-	accepted := &Socket{FD: -1, End: s.End, t: s.t}
+	accepted := &Socket{FD: -1, End: s.End, t: s.t, domain: s.domain, kind: s.kind}
 	err := again(func() (err error) {
 		accepted.FD, _, err = sys.Accept4(s.FD, unix.SOCK_CLOEXEC)
 		return err
@@ -213,6 +226,16 @@ func (s *Socket) Close() {
 		_ = sys.Close(s.FD)
 		s.FD = -1
 	}
+}
+
+// abort closes the socket and takes its connection with it, whatever is still to
+// be sent, so that nothing of it outlives the case.
+func (s *Socket) abort() {
+	if s.FD >= 0 && s.kind == unix.SOCK_STREAM {
+		// No time to linger: the peer gets a reset, and nobody waits.
+		_ = sys.SetsockoptLinger(s.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	}
+	s.Close()
 }
 
 // SetZerocopy sets SO_ZEROCOPY. It ends the case.
@@ -244,6 +267,7 @@ func (s *Socket) MustSend(data []byte, flags int) {
 // bytes. It ends the case.
 func (s *Socket) Receive(length int) []byte {
 	s.t.Helper()
+	s.received.Store(true)
 	// One byte more than a datagram may have, so that a longer one is seen.
 	buffer := make([]byte, length+1)
 	got := 0

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/zcvet/zcvet/guest/leak"
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/nic"
@@ -40,9 +41,18 @@ type Environment struct {
 	// Host answers NIC calls; nil when there is no host, which also means no
 	// NIC links.
 	Host Caller
+	// Counters tells what a case left behind; nil looks for nothing. It counts
+	// the namespaces of the network, called sender and receiver.
+	Counters *leak.Counters
+	// Sweep, if set, closes what a case has left open, before leaks are looked
+	// for.
+	Sweep func() error
 
 	parameters link.Parameters
 	probes     probes
+	// leaky is set once a case has left something behind. A kernel that leaks
+	// does so in many cases, and waiting for each would take hours.
+	leaky bool
 }
 
 // Status is how an instance ended, as link.CaseEnd spells it.
@@ -119,12 +129,19 @@ type T struct {
 	cleanups []func()
 	dumps    []func()
 	helpers  []string
-	group    sync.WaitGroup
+	sockets  []*Socket
+	// own is the network of the case's own, if it has one.
+	own *network.Network
+	// pages are the physical addresses of the memory the case had, as far as
+	// they could be found out.
+	pages []uint64
+	group sync.WaitGroup
 }
 
 // runAndCleanUp runs the case, and whatever happened in it then undoes what it
-// did, newest first.
+// did, newest first. Nothing of the case may be left after that.
 func (t *T) runAndCleanUp() {
+	before := t.countLeaks()
 	t.protect(func() { t.Case.run(t) })
 	t.protect(t.group.Wait)
 	if t.Failed() {
@@ -132,9 +149,13 @@ func (t *T) runAndCleanUp() {
 			t.protect(dump)
 		}
 	}
+	// First, so that nothing waits in the device for ever.
+	t.protect(t.resetNIC)
+	t.protect(t.expectSocketsEmpty)
 	for _, cleanup := range slices.Backward(t.cleanups) {
 		t.protect(cleanup)
 	}
+	t.protect(func() { t.expectNoLeaks(before) })
 }
 
 // protect runs f and turns a panic into a failure. Fatalf and Skipf leave f by a
@@ -291,6 +312,7 @@ func (t *T) Memory(count int) *notify.Memory {
 	memory, err := notify.Pages(count)
 	t.Check(err, "memory for the case")
 	t.Cleanup(func() { _ = memory.Close() })
+	t.watchPages(memory)
 	return memory
 }
 
@@ -316,12 +338,17 @@ func (t *T) NIC() *NIC {
 	}
 	t.nic = &NIC{Sender: sender, Receiver: receiver, t: t, host: t.environment.Host}
 	t.OnFailure(t.nic.dump)
-	t.Cleanup(func() {
-		if err := t.nic.host.Call(nic.MethodReset, nil, nil); err != nil {
-			t.Errorf("reset the NIC after the case: %v", err)
-		}
-	})
 	return t.nic
+}
+
+// resetNIC puts the NIC into the state in which every case finds it.
+func (t *T) resetNIC() {
+	if t.nic == nil {
+		return
+	}
+	if err := t.nic.host.Call(nic.MethodReset, nil, nil); err != nil {
+		t.Errorf("reset the NIC after the case: %v", err)
+	}
 }
 
 // record notes a failure.
