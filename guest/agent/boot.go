@@ -5,6 +5,7 @@ package agent
 import (
 	"fmt"
 
+	"github.com/zcvet/zcvet/guest/cases"
 	"github.com/zcvet/zcvet/guest/debugfs"
 )
 
@@ -26,19 +27,25 @@ var filesystems = []filesystem{
 // sysctl is a setting of the whole kernel; those of a network namespace are in
 // package network. Everything else keeps the kernel's default, because that is
 // what users run.
-type sysctl struct{ name, value string }
+type sysctl struct {
+	name, value string
+	// optional ones depend on the kernel's configuration.
+	optional bool
+}
 
 var sysctls = []sysctl{
 	// A warning is printed at level 4, and what is not on the console is not
 	// seen by the host, whatever the command line says about quiet. What is
 	// below a warning costs time on an emulated serial line.
-	{"kernel/printk", "5"},
+	{"kernel/printk", "5", false},
 	// The marks of the cases come faster than the kernel lets a process print
 	// by default. It compares with the newline.
-	{"kernel/printk_devkmsg", "on\n"},
+	{"kernel/printk_devkmsg", "on\n", false},
 	// An oops kills the case that ran. The host sees it on the console and
 	// decides; a panic would take the rest of the report with it.
-	{"kernel/panic_on_oops", "0"},
+	{"kernel/panic_on_oops", "0", false},
+	// Now, while memory is in one piece.
+	{"vm/nr_hugepages", cases.HugePageReserve, true},
 }
 
 // boot mounts and sets what everything else needs.
@@ -49,7 +56,7 @@ func boot(s system) error {
 		}
 	}
 	for _, setting := range sysctls {
-		if err := s.SetSysctl(setting.name, setting.value); err != nil {
+		if err := s.SetSysctl(setting.name, setting.value); err != nil && !setting.optional {
 			return fmt.Errorf("sysctl %s: %w", setting.name, err)
 		}
 	}

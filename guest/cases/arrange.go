@@ -6,6 +6,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -264,6 +267,19 @@ func (b *DeviceBarrier) Pass() {
 func (t *T) DeviceBarrier() {
 	t.Helper()
 	t.NewDeviceBarrier().Pass()
+}
+
+// transmitted counts the frames that the driver of the sender's device has got
+// back from the device since the machine started: virtio_net counts them when it
+// frees them (free_old_xmit), together with the socket buffers. It ends the case.
+func (t *T) transmitted() uint64 {
+	t.Helper()
+	device, _ := t.Link.Devices()
+	text, err := os.ReadFile("/sys/class/net/" + device + "/statistics/tx_packets")
+	t.Check(err, "read the device's statistics")
+	count, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	t.Check(err, "read the device's statistics")
+	return count
 }
 
 // disturb adds rules for what the sender transmits, and returns the check that

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/zcvet/zcvet/guest/notify"
 	"github.com/zcvet/zcvet/guest/sys"
 	"github.com/zcvet/zcvet/guest/trace"
 )
@@ -78,4 +79,50 @@ func (t *T) RunChild(c Child, sockets ...*Socket) {
 	if !status.Exited() || status.ExitStatus() != 0 {
 		t.Fatalf("the child %s failed: status %#x", c.name, uint32(status))
 	}
+}
+
+// Fork makes a process that shares nothing with this one but what a fork leaves
+// it: the same descriptors, and the same memory until one of the two writes. It
+// makes the calls in turn and ends. The returned function waits for it and ends
+// the case when a call has failed.
+func (t *T) Fork(calls ...notify.Call) (wait func()) {
+	t.Helper()
+	child, errno := forkAndCall(calls)
+	if errno != 0 {
+		t.Fatalf("fork: %v", errno)
+	}
+	return func() {
+		t.Helper()
+		var status unix.WaitStatus
+		t.Check(again(func() error {
+			_, err := unix.Wait4(child, &status, 0, nil)
+			return err
+		}), "wait for the forked process")
+		if !status.Exited() || status.ExitStatus() != 0 {
+			t.Fatalf("the forked process: status %#x; it exits with the errno of the call that fails", uint32(status))
+		}
+	}
+}
+
+// forkAndCall forks. The child has one thread, whatever locks the others held,
+// and no runtime: it must neither allocate nor grow its stack nor be preempted,
+// so nothing here calls anything but system calls.
+//
+//go:norace
+//go:nosplit
+func forkAndCall(calls []notify.Call) (pid int, errno unix.Errno) {
+	child, _, errno := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if child != 0 || errno != 0 {
+		return int(child), errno
+	}
+	for i := range calls {
+		call := &calls[i]
+		_, _, errno := unix.RawSyscall6(call.Number, call.Arguments[0], call.Arguments[1], call.Arguments[2],
+			call.Arguments[3], call.Arguments[4], call.Arguments[5])
+		if errno != 0 {
+			unix.RawSyscall6(unix.SYS_EXIT_GROUP, uintptr(errno), 0, 0, 0, 0, 0)
+		}
+	}
+	unix.RawSyscall6(unix.SYS_EXIT_GROUP, 0, 0, 0, 0, 0, 0)
+	return 0, 0
 }

@@ -53,23 +53,38 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:   "copied/follows-scatter-gather",
-	Doc:    "switching the device's scatter-gather off makes sends COPIED, switching it on again makes them zero copy",
+	Name:   "copied/follows-offloads",
+	Doc:    "switching the device's scatter-gather or its transmit checksum off makes sends COPIED, switching it on again makes them zero copy",
 	Covers: []string{"Z53"},
 	Axes:   OnNIC,
 	Needs:  []string{Ethtool},
 }, func(t *T) {
-	t.Cleanup(func() { _ = setScatterGather(t, true) })
-	for _, on := range []bool{false, true} {
-		t.Check(setScatterGather(t, on), "ethtool")
-		expectCopied(t, t.Pair(noDelay), !on, fmt.Sprintf("scatter-gather of the device is %v", on))
+	for _, offload := range []struct {
+		name    string
+		command uint32
+	}{
+		{"scatter-gather", ethtoolSetScatterGather},
+		// Without it the kernel sums up the data itself, and scatter-gather goes
+		// off with it (netdev_fix_features).
+		{"transmit checksum", ethtoolSetTransmitChecksum},
+	} {
+		t.Cleanup(func() { _ = setOffload(t, offload.command, true) })
+		for _, on := range []bool{false, true} {
+			t.Check(setOffload(t, offload.command, on), "ethtool")
+			expectCopied(t, t.Pair(noDelay), !on, fmt.Sprintf("%s of the device is %v", offload.name, on))
+		}
 	}
 })
 
-// setScatterGather switches a feature of the sender's device as ethtool -K does.
-func setScatterGather(t *T, on bool) error {
-	const ethtoolSetSG = 0x19 // ETHTOOL_SSG of uapi/linux/ethtool.h
-	value := struct{ command, data uint32 }{command: ethtoolSetSG}
+// Commands of uapi/linux/ethtool.h.
+const (
+	ethtoolSetTransmitChecksum = 0x17 // ETHTOOL_STXCSUM
+	ethtoolSetScatterGather    = 0x19 // ETHTOOL_SSG
+)
+
+// setOffload switches an offload of the sender's device as ethtool -K does.
+func setOffload(t *T, command uint32, on bool) error {
+	value := struct{ command, data uint32 }{command: command}
 	if on {
 		value.data = 1
 	}
@@ -122,7 +137,7 @@ var _ = add(Case{
 	Needs:  []string{Pagemap},
 }, func(t *T) {
 	for _, size := range deviceSizes(t) {
-		seen := sendAndLook(t, size)
+		seen := sendAndLook(t, size, unix.MSG_ZEROCOPY)
 		if strangers := seen.outside(seen.pages); strangers > 0 {
 			t.Errorf("send of %d bytes: the device read %d payload bytes from outside the sender's pages %v, so the data was copied: segments %v",
 				size, strangers, seen.pages, seen.payload)
@@ -135,15 +150,31 @@ var _ = add(Case{
 
 var _ = add(Case{
 	Name:   "copied/device-reads-copies",
-	Doc:    "where the data is copied, and for a plain send, the device does not see the sender's pages",
+	Doc:    "where the data is copied the device does not see the sender's pages",
 	Covers: []string{"Z54", "Z50"},
 	Axes:   Everywhere.On(network.NICNoSG),
 	Needs:  []string{Pagemap},
 }, func(t *T) {
 	for _, size := range deviceSizes(t) {
-		seen := sendAndLook(t, size)
+		seen := sendAndLook(t, size, unix.MSG_ZEROCOPY)
 		if shared := total(seen.payload) - seen.outside(seen.pages); shared > 0 {
 			t.Errorf("send of %d bytes: a device without scatter-gather was given %d bytes of the sender's own pages: segments %v, pages %v",
+				size, shared, seen.payload, seen.pages)
+		}
+	}
+})
+
+var _ = add(Case{
+	Name:   "copied/plain-sends-are-copied",
+	Doc:    "of a send without the flag the device reads a copy, although it could read the sender's pages: the application may overwrite them at once",
+	Covers: []string{"Z54", "Z15"},
+	Axes:   OnNIC,
+	Needs:  []string{Pagemap},
+}, func(t *T) {
+	for _, size := range deviceSizes(t) {
+		seen := sendAndLook(t, size, 0)
+		if shared := total(seen.payload) - seen.outside(seen.pages); shared > 0 {
+			t.Errorf("plain send of %d bytes: the device was given %d bytes of the sender's own pages: segments %v, pages %v",
 				size, shared, seen.payload, seen.pages)
 		}
 	}
@@ -169,9 +200,9 @@ type deviceView struct {
 	payload []extent // what the descriptors of the payload pointed at
 }
 
-// sendAndLook sends size bytes that begin in the middle of a page, and reads the
-// device's descriptor log.
-func sendAndLook(t *T, size int) deviceView {
+// sendAndLook sends size bytes that begin in the middle of a page, with the flags,
+// and reads the device's descriptor log.
+func sendAndLook(t *T, size, flags int) deviceView {
 	t.Helper()
 	const start = 1000
 	memory := t.Memory((start+size+notify.PageSize-1)/notify.PageSize + 1)
@@ -193,10 +224,12 @@ func sendAndLook(t *T, size int) deviceView {
 	}
 	first := t.NIC().Frames(t.NIC().Sender, 0, class).Next
 	part := memory.Bytes()[start:][:size]
-	pair.Sender.MustSend(part, unix.MSG_ZEROCOPY)
+	pair.Sender.MustSend(part, flags)
 	pair.Receiver.MustReceive(part)
 	pair.Receiver.Acknowledge()
-	pair.Sender.Collect(1)
+	if flags&unix.MSG_ZEROCOPY != 0 {
+		pair.Sender.Collect(1)
+	}
 	if after, err := memory.Physical(); err != nil || !slices.Equal(frames, after) {
 		t.Fatalf("the kernel moved the pages meanwhile, so their addresses prove nothing (%v)", err)
 	}

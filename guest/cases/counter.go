@@ -5,6 +5,7 @@ package cases
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -20,7 +21,7 @@ var _ = add(Case{
 	Name:   "counter/consecutive-ids",
 	Doc:    "each successful zerocopy send takes one id, counted from 0 without a gap",
 	Covers: []string{"Z10", "Z30"},
-	Axes:   Everywhere,
+	Axes:   Everywhere.For(TCP, UDP, VSOCK),
 }, func(t *T) {
 	pair := t.Pair()
 	const sends = 16
@@ -89,6 +90,95 @@ func withoutOptmem(t *T, f func() error) error {
 	defer func() { t.Check(sys.WriteFile(optmemMax, bytes.TrimSpace(before)), "restore optmem_max") }()
 	return f()
 }
+
+var _ = add(Case{
+	Name:   "counter/no-id-without-destination",
+	Doc:    "a send on a socket that is not connected, and one to a network that nothing leads to, fails and takes no id",
+	Covers: []string{"Z11", "Z05"},
+	Axes:   CopiedAndNot,
+}, func(t *T) {
+	data := t.Payload(1000, 7)
+	pair := t.Pair(func(s *Socket) {
+		want := unix.EPIPE
+		if t.Proto == UDP {
+			want = unix.EDESTADDRREQ
+		}
+		for range 3 {
+			if _, err := s.Send(data, unix.MSG_ZEROCOPY); !errors.Is(err, want) {
+				t.Fatalf("send before connect: %v, want %v", err, want)
+			}
+		}
+		if t.Proto == TCP {
+			return
+		}
+		nowhere := netip.AddrFrom4([4]byte{192, 88, 99, 1})
+		if t.Family == network.IPv6 {
+			nowhere = netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 0xff, 0xff, 15: 1})
+		}
+		message := &notify.Message{
+			Name: notify.Address(netip.AddrPortFrom(nowhere, 9)), Buffers: [][]byte{data}, Flags: unix.MSG_ZEROCOPY,
+		}
+		if _, err := notify.Send(s.FD, message); !errors.Is(err, unix.ENETUNREACH) {
+			t.Fatalf("send to a network without a route: %v, want ENETUNREACH", err)
+		}
+	})
+	pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
+	pair.Receiver.MustReceive(data)
+	pair.Sender.Collect(1)
+})
+
+var _ = add(Case{
+	Name:   "counter/no-id-for-refused-datagram",
+	Doc:    "a datagram that is not sent because of what became of an earlier one takes no id",
+	Covers: []string{"Z11"},
+	Axes:   Everywhere.For(UDP),
+}, func(t *T) {
+	pair := t.Pair()
+	data := t.Payload(1000, 7)
+	var ledger notify.Ledger
+	for sends := 1; sends <= 3; sends++ {
+		pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
+		pair.Receiver.MustReceive(data)
+		pair.Sender.CollectInto(&ledger, sends)
+
+		closed := t.Bound(ReceiverEnd)
+		pair.Sender.Connect(closed)
+		closed.Close()
+		pair.Sender.MustSend(data, 0)
+		// The answer of the peer becomes the error of the next send, which looks
+		// at it after it has taken an id (sock_alloc_send_pskb).
+		pair.Sender.AwaitPending()
+		if _, err := pair.Sender.Send(data, unix.MSG_ZEROCOPY); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Fatalf("send after one to a closed port: %v, want ECONNREFUSED", err)
+		}
+		pair.Sender.Connect(pair.Receiver)
+	}
+})
+
+var _ = add(Case{
+	Name:   "counter/no-id-for-fault-behind-unsent-data",
+	Doc:    "a failed send takes no id from the unsent one before it, with which a good send would share its notification",
+	Covers: []string{"Z11", "Z30"},
+	Axes:   Everywhere.For(TCP),
+}, func(t *T) {
+	memory := t.Memory(1)
+	t.Check(memory.Protect(0, 1, notify.NoAccess), "mprotect")
+	pair := t.Pair(noDelay)
+	data := t.Payload(3000, 5)
+	first, second, third := data[:1000], data[1000:2000], data[2000:]
+	for i, part := range [][]byte{first, second} {
+		pair.Sender.MustSend(part, unix.MSG_ZEROCOPY|unix.MSG_MORE)
+		for range 2 {
+			if _, err := pair.Sender.Send(memory.Bytes()[:500], unix.MSG_ZEROCOPY|unix.MSG_MORE); !errors.Is(err, unix.EFAULT) {
+				t.Fatalf("send %d from memory that cannot be read: %v, want EFAULT", i, err)
+			}
+		}
+	}
+	pair.Sender.MustSend(third, unix.MSG_ZEROCOPY)
+	pair.Receiver.MustReceive(data)
+	pair.Receiver.Acknowledge()
+	pair.Sender.Collect(3)
+})
 
 var _ = add(Case{
 	Name:   "counter/no-id-for-too-long",
@@ -398,6 +488,27 @@ var _ = add(Case{
 	pair.Sender.Collect(5 + childSendCount)
 })
 
+var _ = add(Case{
+	Name:   "counter/shared-after-fork",
+	Doc:    "a forked child counts on with the socket it inherited, from memory it inherited",
+	Covers: []string{"Z17", "Z71"},
+	Axes:   Everywhere.For(TCP, UDP, VSOCK),
+}, func(t *T) {
+	pair := t.Pair(noDelay)
+	data := t.Payload(600, 4)
+	pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
+	pair.Receiver.MustReceive(data)
+	message := (&notify.Message{Buffers: [][]byte{data}, Flags: unix.MSG_ZEROCOPY | unix.MSG_NOSIGNAL}).Prepare()
+	t.Fork(message.Call(pair.Sender.FD), message.Call(pair.Sender.FD))()
+	for range 2 {
+		pair.Receiver.MustReceive(data)
+	}
+	pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
+	pair.Receiver.MustReceive(data)
+	pair.Receiver.Acknowledge()
+	pair.Sender.Collect(4)
+})
+
 const (
 	childSendCount  = 3
 	childSendLength = 500
@@ -421,7 +532,7 @@ var _ = add(Case{
 	Name:   "counter/shared-by-threads",
 	Doc:    "threads that send on one socket get ids without gap or duplicate",
 	Covers: []string{"Z17", "Z30"},
-	Axes:   Everywhere,
+	Axes:   Everywhere.For(TCP, UDP, VSOCK),
 }, func(t *T) {
 	pair := t.Pair()
 	const threads, each, length = 4, 32, 512
@@ -441,7 +552,7 @@ var _ = add(Case{
 	}
 	// Sends of one call stay together, so what arrives is made of whole
 	// payloads, each of one thread.
-	if t.Proto == TCP {
+	if t.Proto != UDP {
 		received := pair.Receiver.Receive(threads * each * length)
 		for at := 0; at < len(received); at += length {
 			if unit := received[at : at+length]; !isPattern(unit, threads) {

@@ -197,29 +197,46 @@ var _ = add(Case{
 
 var _ = add(Case{
 	Name:   "data/partly-unmapped",
-	Doc:    "of a buffer that ends in unmapped memory nothing is sent but what a short count says, and a failed send takes no id",
+	Doc:    "of a buffer that ends in memory that cannot be read nothing is sent but what a short count says, and a failed send takes no id",
 	Covers: []string{"Z62", "Z11"},
 	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
-	memory := t.Memory(3)
-	memory.Fill(4)
-	t.Check(memory.Protect(2, 1, notify.NoAccess), "take away access")
-	part := memory.Bytes()[2*notify.PageSize-700:][:1400]
 	sends := 0
-	count, err := pair.Sender.Send(part, unix.MSG_ZEROCOPY)
-	switch {
-	case err == nil && t.Proto == TCP && count <= 700:
+	for _, hole := range []struct {
+		name string
+		make func(*notify.Memory) error
+	}{
+		{"no access", func(m *notify.Memory) error { return m.Protect(2, 1, notify.NoAccess) }},
+		{"not mapped", func(m *notify.Memory) error { return m.Unmap(2, 1) }},
+	} {
+		memory := t.Memory(4)
+		memory.Fill(4)
+		t.Check(hole.make(memory), hole.name)
+		const readable = 700 // bytes in front of the hole
+		part := memory.Bytes()[2*notify.PageSize-readable:][:2*readable]
+		behind := memory.Bytes()[3*notify.PageSize:][:readable]
+		for _, buffers := range [][][]byte{
+			{part},                             // one piece with the hole in it
+			{part[:readable], part[readable:]}, // the hole begins with a piece
+			{part[:readable], part[readable:], behind}, // and there is more behind it
+		} {
+			count, err := notify.SendZerocopy(pair.Sender.FD, unix.MSG_NOSIGNAL, buffers...)
+			switch {
+			case err == nil && t.Proto == TCP && count <= readable:
+				sends++
+				pair.Receiver.MustReceive(part[:count])
+			case err == nil:
+				t.Fatalf("%s: the send of %d pieces took %d bytes, of which %d at most can be read", hole.name, len(buffers), count, readable)
+			case !errors.Is(err, unix.EFAULT):
+				t.Errorf("%s: EFAULT or a short send was expected, came %v", hole.name, err)
+			}
+		}
+		pair.Sender.MustSend(part[:readable], unix.MSG_ZEROCOPY)
 		sends++
-		pair.Receiver.MustReceive(part[:count])
-	case err == nil:
-		t.Fatalf("the send took %d bytes, of which 700 at most are mapped", count)
-	case !errors.Is(err, unix.EFAULT):
-		t.Errorf("EFAULT or a short send was expected, came %v", err)
+		pair.Receiver.MustReceive(part[:readable])
+		pair.Receiver.Acknowledge()
 	}
-	pair.Sender.MustSend(part[:700], unix.MSG_ZEROCOPY)
-	sends++
-	pair.Receiver.MustReceive(part[:700])
 	pair.Sender.Collect(sends)
 })
 

@@ -29,6 +29,7 @@ const (
 	SendZC          = "io_uring-send-zc"
 	SendmsgZC       = "io_uring-sendmsg-zc"
 	Pagemap         = "pagemap"
+	HugePages       = "huge-pages"
 	Ethtool         = "ethtool"
 	ThirtyTwoBit    = "ia32"
 	FaultInjection  = "fault-injection"
@@ -67,6 +68,13 @@ var features = []feature{
 	{name: SendZC, since: "6.0", probe: func(*Environment) error { return probeIOURing(uring.OpSendZC) }},
 	{name: SendmsgZC, since: "6.1", probe: func(*Environment) error { return probeIOURing(uring.OpSendmsgZC) }},
 	{name: Pagemap, probe: probePagemap},
+	{name: HugePages, probe: func(*Environment) error {
+		page, err := mapHugePage()
+		if err != nil {
+			return err
+		}
+		return sys.Munmap(page)
+	}},
 	{name: Ethtool, probe: probeEthtool},
 	{name: FaultInjection, probe: func(*Environment) error {
 		_, err := os.Stat("/proc/self/make-it-fail")

@@ -128,6 +128,35 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
+	Name:   "limits/optmem-with-nothing-outstanding",
+	Doc:    "a send refused with ENOBUFS while nothing is outstanding is refused at once, raises no EPOLLERR, and works when there is memory again",
+	Covers: []string{"Z60", "Z11"},
+	Axes:   Everywhere,
+}, func(t *T) {
+	pair := t.Pair(noDelay)
+	_, wait := epollOn(t, pair.Sender, unix.EPOLLET)
+	data := t.Payload(1000, 1)
+	for range 2 {
+		// A blocking send, which has nothing to wait for.
+		err := withoutOptmem(t, func() error {
+			_, err := pair.Sender.Send(data, unix.MSG_ZEROCOPY)
+			return err
+		})
+		if !errors.Is(err, unix.ENOBUFS) {
+			t.Fatalf("without memory for notifications ENOBUFS was expected, came %v", err)
+		}
+		if got := wait(0); got != 0 {
+			t.Errorf("epoll reports %#x for a send that was refused: there is nothing to read", got)
+		}
+		pair.Sender.ExpectNothing("no send was taken")
+	}
+	pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
+	pair.Receiver.MustReceive(data)
+	pair.Receiver.Acknowledge()
+	pair.Sender.Collect(1)
+})
+
+var _ = add(Case{
 	Name:   "limits/memlock",
 	Doc:    "without CAP_IPC_LOCK RLIMIT_MEMLOCK bounds the pinned pages: ENOBUFS beyond it, and all of it is free again after the notification",
 	Covers: []string{"Z61", "Z11"},
@@ -135,24 +164,78 @@ var _ = add(Case{
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	data := t.Payload(1000, 1)
-	const capability = unix.CAP_IPC_LOCK
-	dropCapability(t, capability)
-
-	limitMemlock(t, 0)
-	if _, err := pair.Sender.Send(data, unix.MSG_ZEROCOPY); !errors.Is(err, unix.ENOBUFS) {
-		t.Fatalf("with RLIMIT_MEMLOCK at 0 ENOBUFS was expected, came %v: an unprivileged process could pin memory without bound", err)
-	}
-	// A send of less than a page is charged the size in pages, plus 2.
-	limitMemlock(t, 4*notify.PageSize)
-	var ledger notify.Ledger
-	for sends := range 8 {
+	dropCapability(t, unix.CAP_IPC_LOCK)
+	limitMemlock(t, leastMemlock(t, pair, data))
+	ledger := new(notify.Ledger)
+	// The limit is what a single send takes, so nothing may stay charged.
+	for sends := 1; sends <= 8; sends++ {
+		pair.Receiver.MustReceive(data)
+		pair.Receiver.Acknowledge()
+		pair.Sender.CollectInto(ledger, sends)
 		if _, err := pair.Sender.Send(data, unix.MSG_ZEROCOPY); err != nil {
 			t.Fatalf("send %d with nothing outstanding: %v; pages of notified sends stay charged", sends, err)
 		}
-		pair.Receiver.MustReceive(data)
-		pair.Receiver.Acknowledge()
-		pair.Sender.CollectInto(&ledger, sends+1)
 	}
+	pair.Receiver.MustReceive(data)
+	pair.Receiver.Acknowledge()
+	pair.Sender.CollectInto(ledger, 9)
+})
+
+// leastMemlock makes a zero-copy send with ever more RLIMIT_MEMLOCK until one is
+// taken, and returns that limit in bytes. It ends the case.
+func leastMemlock(t *T, pair *Pair, data []byte) int {
+	t.Helper()
+	for pages := range 16 {
+		limitMemlock(t, pages*notify.PageSize)
+		_, err := pair.Sender.Send(data, unix.MSG_ZEROCOPY)
+		switch {
+		case err == nil && pages == 0:
+			t.Fatalf("with RLIMIT_MEMLOCK at 0 a send was taken: an unprivileged process can pin memory without bound")
+		case err == nil:
+			return pages * notify.PageSize
+		case !errors.Is(err, unix.ENOBUFS):
+			t.Fatalf("with RLIMIT_MEMLOCK at %d pages ENOBUFS was expected, came %v", pages, err)
+		}
+	}
+	t.Fatalf("a send of %d bytes is refused with 15 pages of RLIMIT_MEMLOCK", len(data))
+	return 0
+}
+
+var _ = add(Case{
+	Name:   "limits/memlock-in-flight",
+	Doc:    "pages stay charged while the device has them, and are uncharged too when the socket is closed meanwhile",
+	Covers: []string{"Z61", "Z37", "Z11"},
+	Axes:   OnNIC,
+}, func(t *T) {
+	pair := t.Pair(noDelay)
+	data := t.Payload(1000, 1)
+	dropCapability(t, unix.CAP_IPC_LOCK)
+	t.NIC().Hold(true)
+	limitMemlock(t, leastMemlock(t, pair, data))
+	pair.Receiver.MustReceive(data)
+	pair.Receiver.Acknowledge()
+	pair.Sender.AwaitAcknowledged()
+	other := t.Pair(noDelay)
+	for _, socket := range []*Socket{pair.Sender, other.Sender} {
+		if _, err := socket.Send(data, unix.MSG_ZEROCOPY); !errors.Is(err, unix.ENOBUFS) {
+			t.Errorf("while the device has the pages of another send ENOBUFS was expected, came %v", err)
+		}
+	}
+	if t.Failed() {
+		return
+	}
+	pair.Sender.Close()
+	t.NIC().Hold(false)
+	t.Eventually("the pages of the closed socket's send are uncharged", func() bool {
+		_, err := other.Sender.Send(data, unix.MSG_ZEROCOPY)
+		if err != nil && !errors.Is(err, unix.ENOBUFS) {
+			t.Check(err, "send on another socket")
+		}
+		return err == nil
+	})
+	other.Receiver.MustReceive(data)
+	other.Receiver.Acknowledge()
+	other.Sender.Collect(1)
 })
 
 // dropCapability takes a capability from the case's thread, which ends with the

@@ -6,6 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -112,6 +116,78 @@ var (
 )
 
 var _ = add(Case{
+	Name:   "poll/sleepers-are-woken",
+	Doc:    "a notification wakes those who sleep in poll and in epoll, and of exclusive waiters at least one",
+	Covers: []string{"Z40", "Z41"},
+	Axes:   OnNIC,
+}, func(t *T) {
+	pair := t.Pair(noDelay)
+	send := func() {
+		t.Helper()
+		t.NIC().Hold(true)
+		data := t.Payload(500, 1)
+		pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
+		pair.Receiver.MustReceive(data)
+		pair.Receiver.Acknowledge()
+		pair.Sender.AwaitAcknowledged()
+	}
+	send()
+	t.sleep("poll", func() bool {
+		pending, err := notify.Wait(pair.Sender.FD, t.Patience())
+		return pending && err == nil
+	})
+	epollers := func(name string, flags uint32) <-chan struct{} {
+		_, wait := epollOn(t, pair.Sender, flags)
+		return t.sleep(name, func() bool { return wait(t.Patience()) == unix.EPOLLERR })
+	}
+	epollers("epoll", unix.EPOLLET)
+	first := epollers("the first exclusive epoll", unix.EPOLLET|unix.EPOLLEXCLUSIVE)
+	second := epollers("the second exclusive epoll", unix.EPOLLET|unix.EPOLLEXCLUSIVE)
+	t.NIC().Hold(false)
+	select { // whom of the two it wakes is the kernel's choice
+	case <-first:
+	case <-second:
+	}
+	pair.Sender.Collect(1)
+	// Whoever still sleeps is next.
+	send()
+	t.NIC().Hold(false)
+	<-first
+	<-second
+	pair.Sender.AwaitPending()
+})
+
+// sleep runs wait in a thread of its own and returns when that sleeps in the
+// kernel. The channel is closed when it is awake. It fails the case if wait
+// returns false. It ends the case.
+func (t *T) sleep(name string, wait func() bool) (awake <-chan struct{}) {
+	t.Helper()
+	thread, done := make(chan int), make(chan struct{})
+	t.Go(func() {
+		defer close(done)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		thread <- unix.Gettid()
+		if !wait() {
+			t.Errorf("%s was not woken by a notification, whose reader would sleep for ever", name)
+		}
+	})
+	file := fmt.Sprintf("/proc/self/task/%d/syscall", <-thread)
+	t.Eventually(name+" sleeps", func() bool {
+		text, err := os.ReadFile(file)
+		t.Check(err, "look at a thread")
+		number, _, _ := strings.Cut(string(text), " ")
+		return slices.Contains(sleepingCalls, number)
+	})
+	return done
+}
+
+// sleepingCalls are the numbers of the system calls a waiter sleeps in.
+var sleepingCalls = []string{
+	fmt.Sprint(unix.SYS_POLL), fmt.Sprint(unix.SYS_PPOLL), fmt.Sprint(unix.SYS_EPOLL_WAIT), fmt.Sprint(unix.SYS_EPOLL_PWAIT),
+}
+
+var _ = add(Case{
 	Name:   "poll/one-shot",
 	Doc:    "a one-shot waiter is woken once and stays silent until it is armed again, and then learns what is pending",
 	Covers: []string{"Z41"},
@@ -156,14 +232,7 @@ var _ = add(Case{
 		pair.Sender.MustSend(t.Payload(100, 1), 0)
 	}
 	// A hang-up would be another way to learn of it; datagrams have none.
-	t.Eventually("the error of the connection", func() bool {
-		value, err := sys.GetsockoptInt(pair.Sender.FD, unix.SOL_SOCKET, unix.SO_ERROR)
-		t.Check(err, "SO_ERROR")
-		if value != 0 && unix.Errno(value) != want {
-			t.Fatalf("SO_ERROR is %v, want %v", unix.Errno(value), want)
-		}
-		return value != 0
-	})
+	pair.Sender.awaitError(want)
 	if got := pair.Sender.pollNow(); got&unix.POLLERR == 0 {
 		t.Errorf("poll reports %#x without POLLERR: reading the error took the notification with it", got)
 	}

@@ -24,8 +24,8 @@ var checklist = strings.Fields(`
 // mustCover lists the ids that must have a case.
 var mustCover = strings.Fields(`
 	Z01 Z02 Z03 Z04 Z05 Z10 Z11 Z12 Z13 Z14 Z15 Z17
-	Z20 Z21 Z22 Z23 Z24 Z25 Z26 Z30 Z31 Z36 Z3A Z40 Z41 Z42
-	Z50 Z51 Z54 Z60 Z70 Z72 R02`)
+	Z20 Z21 Z22 Z23 Z24 Z25 Z26 Z30 Z31 Z32 Z33 Z35 Z36 Z37 Z38 Z39 Z3A Z3B
+	Z40 Z41 Z42 Z50 Z51 Z52 Z53 Z54 Z60 Z61 Z62 Z63 Z64 Z70 Z71 Z72 R02`)
 
 var caseName = regexp.MustCompile(`^[a-z]+(/[a-z0-9]+(-[a-z0-9]+)*)+$`)
 

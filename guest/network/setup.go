@@ -238,7 +238,7 @@ func (w *wire) address(i int) error {
 		if family.id == netlink.FAMILY_V6 {
 			address.Flags = unix.IFA_F_NODAD
 		}
-		err := end.side.handle.AddrAdd(end.device, address)
+		err := end.side.handle.AddrReplace(end.device, address)
 		if family.id == netlink.FAMILY_V6 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT)) {
 			continue // a kernel without IPv6; its cases skip by feature
 		}

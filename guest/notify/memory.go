@@ -68,6 +68,12 @@ func (m *Memory) Protect(first, count int, access Access) error {
 	return sys.Mprotect(m.data[first*PageSize:(first+count)*PageSize], int(access))
 }
 
+// Unmap makes a hole of count pages, beginning with page first. They must not be
+// touched or protected any more.
+func (m *Memory) Unmap(first, count int) error {
+	return sys.MunmapPart(m.data[first*PageSize : (first+count)*PageSize])
+}
+
 // Fill writes a pattern that differs from byte to byte and from seed to seed, so
 // that data out of place, from another send or from the page allocator is seen.
 func (m *Memory) Fill(seed byte) { Pattern(m.data, seed) }

@@ -91,6 +91,20 @@ func (p *Prepared) Send(fd int) (int, error) { return p.call(unix.SYS_SENDMSG, f
 // Receive calls recvmsg likewise.
 func (p *Prepared) Receive(fd int) (int, error) { return p.call(unix.SYS_RECVMSG, fd) }
 
+// Call is a system call and its arguments, for a process that can do nothing but
+// make it.
+type Call struct {
+	Number    uintptr
+	Arguments [6]uintptr
+	// Keep is what the arguments point at, if that is in Go's heap.
+	Keep any
+}
+
+// Call returns the sendmsg that [Prepared.Send] makes.
+func (p *Prepared) Call(fd int) Call {
+	return Call{unix.SYS_SENDMSG, [6]uintptr{uintptr(fd), uintptr(unsafe.Pointer(p.header)), uintptr(p.message.Flags)}, p}
+}
+
 func (p *Prepared) call(number uintptr, fd int) (int, error) {
 	r := p.message.recordBegin(number, fd, p.header)
 	count, _, errno := unix.Syscall(number, uintptr(fd), uintptr(unsafe.Pointer(p.header)), uintptr(p.message.Flags))

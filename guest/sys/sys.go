@@ -14,6 +14,7 @@ import (
 	"math"
 	"os"
 	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -272,6 +273,27 @@ func Mmap(length, protection, flags int) ([]byte, error) {
 	data, err := unix.Mmap(-1, 0, length, protection, flags)
 	end(n, int64(trace.Of(data).Address), err)
 	return data, err
+}
+
+// MmapFile is Mmap of a file from its beginning; it records the descriptor first.
+func MmapFile(fd, length, protection, flags int) ([]byte, error) {
+	n := begin("mmap-file", int64(fd), int64(length), int64(protection), int64(flags))
+	data, err := unix.Mmap(fd, 0, length, protection, flags)
+	end(n, int64(trace.Of(data).Address), err)
+	return data, err
+}
+
+// MunmapPart unmaps whole pages of a mapping, of which Munmap then takes the
+// rest. It records what Munmap does.
+func MunmapPart(data []byte) error {
+	n := begin("munmap", int64(trace.Of(data).Address), int64(len(data)))
+	_, _, errno := unix.Syscall(unix.SYS_MUNMAP, uintptr(unsafe.Pointer(unsafe.SliceData(data))), uintptr(len(data)), 0)
+	var err error
+	if errno != 0 {
+		err = errno
+	}
+	end(n, result(0, err), err)
+	return err
 }
 
 // Munmap records the place and the length.
