@@ -157,7 +157,6 @@ var _ = add(Case{
 		data := t.Payload(500, byte(i))
 		pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
 		pair.Receiver.MustReceive(data)
-		pair.Receiver.Acknowledge()
 		pair.Sender.AwaitAcknowledged()
 	}
 	pair.Sender.ExpectNothing("the device still holds the buffers of every send")
@@ -208,7 +207,6 @@ var _ = add(Case{
 		queue.Sends++
 		queue.Timestamps++
 		queue.Receiver.MustReceive(queue.data)
-		queue.Receiver.Acknowledge()
 	}
 	// The timestamp comes before its send is done, so all are there by then.
 	queue.Finish(new(notify.Ledger))
@@ -327,7 +325,6 @@ var _ = add(Case{
 	data := t.Payload(3000, 1)
 	pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
 	pair.Receiver.MustReceive(data)
-	pair.Receiver.Acknowledge()
 	t.Eventually("an acknowledgement is withheld", func() bool { return t.NIC().RuleStatus(withheld).Held > 0 })
 
 	// From here on the pages are held for a retransmission only.
@@ -353,7 +350,6 @@ var _ = add(Case{
 	pair.Sender.ExpectNothing("the device is done with the pages, but nobody has the data yet")
 	t.NIC().RemoveRule(lost)
 	pair.Receiver.MustReceive(data)
-	pair.Receiver.Acknowledge()
 	pair.Sender.Collect(1)
 })
 
@@ -369,7 +365,6 @@ var _ = add(Case{
 		data := t.Payload(700, byte(i))
 		pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
 		pair.Receiver.MustReceive(data)
-		pair.Receiver.Acknowledge()
 		pair.Sender.AwaitAcknowledged()
 	}
 	var ledger notify.Ledger
@@ -396,7 +391,6 @@ var _ = add(Case{
 	first := t.NIC().Frames(t.NIC().Sender, 0, nic.AnyFrame).Next
 	pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
 	pair.Receiver.MustReceive(data)
-	pair.Receiver.Acknowledge()
 	pair.Sender.AwaitAcknowledged()
 	held := 0
 	for _, frame := range t.NIC().Frames(t.NIC().Sender, first, nic.AnyFrame).Frames {
@@ -459,7 +453,6 @@ var _ = add(Case{
 		data := memory.Bytes()[:900]
 		pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
 		pair.Receiver.MustReceive(data)
-		pair.Receiver.Acknowledge()
 		pair.Sender.AwaitAcknowledged()
 		way.close(pair.Sender)
 		t.Check(memory.Close(), "munmap")
@@ -499,7 +492,6 @@ var _ = add(Case{
 		t.NIC().RemoveRule(withheld)
 		if lingers {
 			pair.Receiver.MustReceive(want)
-			pair.Receiver.Acknowledge()
 			t.expectReleased("the peer has them")
 		}
 	}

@@ -119,7 +119,6 @@ var _ = add(Case{
 			t.Check(err, "zerocopy send")
 			queue.Sends++
 			queue.Receiver.MustReceive(queue.data)
-			queue.Receiver.Acknowledge()
 			queue.Edges.Wait("the notification of a zero-copy send")
 			queue.Separate() // or it would merge with the next one
 		}
@@ -152,7 +151,6 @@ var _ = add(Case{
 	}
 	pair.Sender.MustSend(data, unix.MSG_ZEROCOPY)
 	pair.Receiver.MustReceive(data)
-	pair.Receiver.Acknowledge()
 	pair.Sender.Collect(1)
 })
 
@@ -170,14 +168,12 @@ var _ = add(Case{
 	// The limit is what a single send takes, so nothing may stay charged.
 	for sends := 1; sends <= 8; sends++ {
 		pair.Receiver.MustReceive(data)
-		pair.Receiver.Acknowledge()
 		pair.Sender.CollectInto(ledger, sends)
 		if _, err := pair.Sender.Send(data, unix.MSG_ZEROCOPY); err != nil {
 			t.Fatalf("send %d with nothing outstanding: %v; pages of notified sends stay charged", sends, err)
 		}
 	}
 	pair.Receiver.MustReceive(data)
-	pair.Receiver.Acknowledge()
 	pair.Sender.CollectInto(ledger, 9)
 })
 
@@ -213,7 +209,6 @@ var _ = add(Case{
 	t.NIC().Hold(true)
 	limitMemlock(t, leastMemlock(t, pair, data))
 	pair.Receiver.MustReceive(data)
-	pair.Receiver.Acknowledge()
 	pair.Sender.AwaitAcknowledged()
 	other := t.Pair(noDelay)
 	for _, socket := range []*Socket{pair.Sender, other.Sender} {
@@ -234,7 +229,6 @@ var _ = add(Case{
 		return err == nil
 	})
 	other.Receiver.MustReceive(data)
-	other.Receiver.Acknowledge()
 	other.Sender.Collect(1)
 })
 

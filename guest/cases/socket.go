@@ -264,7 +264,9 @@ func (s *Socket) MustSend(data []byte, flags int) {
 }
 
 // Receive receives length bytes of a stream, or one datagram of at most length
-// bytes. It ends the case.
+// bytes. What a stream has received it acknowledges at once: an acknowledgement
+// delayed until there is data to send along, or 40 ms are over, only costs time.
+// It ends the case.
 func (s *Socket) Receive(length int) []byte {
 	s.t.Helper()
 	s.received.Store(true)
@@ -287,6 +289,7 @@ func (s *Socket) Receive(length int) []byte {
 		s.t.Check(err, "receive")
 		got += count
 		if s.t.Proto == UDP || got == length {
+			s.Acknowledge()
 			return buffer[:got]
 		}
 		if count == 0 {
