@@ -202,6 +202,7 @@ func (w *worker) run(id string, parameters link.Parameters) {
 			_ = w.conn.Send(link.KindLog, link.Log{ID: id, Line: line})
 		})
 		end.Status, end.Detail, end.Took = string(result.Status), result.Detail, result.Took
+		end.Measurements = result.Measurements
 	}
 	// An error of the connection ends receive, and with it the process.
 	_ = w.conn.Send(link.KindCaseEnd, end)

@@ -38,6 +38,8 @@ const (
 	// for at the end.
 	GCov     = "gcov"
 	Kmemleak = "kmemleak"
+	// InstructionCount is a clock that counts instructions.
+	InstructionCount = "instruction-count"
 )
 
 // feature is something a kernel or machine may lack.
@@ -83,6 +85,7 @@ var features = []feature{
 	{name: GCov, probe: func(*Environment) error { return debugfs.HasGCov(debugfs.Root) }},
 	{name: Kmemleak, probe: func(*Environment) error { return debugfs.HasKmemleak(debugfs.Root) }},
 	{name: SCMNotification, probe: probeSCMNotification, parameterised: true},
+	{name: InstructionCount, probe: probeInstructionCount, parameterised: true},
 }
 
 // Features probes what can be known before a case runs.
@@ -236,6 +239,15 @@ func probeEthtool(e *Environment) error {
 func probeSCMNotification(e *Environment) error {
 	if e.parameters.Constant == 0 || e.parameters.ABI == "" {
 		return errors.New("the kernel's headers define no SCM_ZC_NOTIFICATION")
+	}
+	return nil
+}
+
+// probeInstructionCount tells a machine for measurements from one for everything
+// else.
+func probeInstructionCount(e *Environment) error {
+	if !e.parameters.CountsInstructions {
+		return errors.New("time is not a count of instructions here: zcvet bench measures")
 	}
 	return nil
 }

@@ -73,6 +73,8 @@ type Result struct {
 	// line per failed expectation.
 	Detail string
 	Took   time.Duration
+	// Measurements are the figures of a case that measures.
+	Measurements []link.Measurement
 }
 
 // Run runs one instance on a thread of its own, which ends with it, so that
@@ -106,7 +108,7 @@ func (e *Environment) Run(instance Instance, parameters link.Parameters, log fun
 	}()
 	<-done
 	result := t.result()
-	result.Took = time.Since(started)
+	result.Took, result.Measurements = time.Since(started), t.measurements
 	return result
 }
 
@@ -122,6 +124,8 @@ type T struct {
 	environment *Environment
 	log         func(string)
 	nic         *NIC
+
+	measurements []link.Measurement
 
 	lock     sync.Mutex
 	failures []string

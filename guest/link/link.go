@@ -124,6 +124,9 @@ type Parameters struct {
 	// operations (R02), in operations and in time; 0 leaves that to the case.
 	SearchSteps  int           `json:"search_steps,omitempty"`
 	SearchBudget time.Duration `json:"search_budget,omitempty"`
+	// CountsInstructions tells that the guest's time is a count of
+	// instructions, one a nanosecond.
+	CountsInstructions bool `json:"counts_instructions,omitempty"`
 }
 
 // CaseStart says that an instance begins.
@@ -145,9 +148,17 @@ type CaseEnd struct {
 	Took   time.Duration `json:"took"`
 	// Tainted is /proc/sys/kernel/tainted after the case.
 	Tainted uint64 `json:"tainted"`
+	// Measurements are what a case found that measures.
+	Measurements []Measurement `json:"measurements,omitempty"`
 	// Trace is the packed record of the case's system calls (package trace), of
 	// a case that failed or tainted the kernel.
 	Trace []byte `json:"trace,omitempty"`
+}
+
+// Measurement is one figure of a case that measures.
+type Measurement struct {
+	Name         string `json:"name"` // unique in the case
+	Instructions int64  `json:"instructions"`
 }
 
 // Call asks the host to do something for the case that runs: one of the NIC

@@ -81,6 +81,13 @@ func (p *Prepared) fill() {
 	p.header.SetControllen(len(m.Control))
 }
 
+// Reset undoes what a call has written into the msghdr.
+func (p *Prepared) Reset() {
+	p.header.Namelen = uint32(len(p.message.Name))
+	p.header.Flags = int32(p.message.HeaderFlags)
+	p.header.SetControllen(len(p.message.Control))
+}
+
 // Header returns the msghdr as it is now. It must be readable.
 func (p *Prepared) Header() unix.Msghdr { return *p.header }
 

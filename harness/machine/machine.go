@@ -55,6 +55,10 @@ type Config struct {
 	// Parameters are added to the kernel's command line and win over those the
 	// machine sets.
 	Parameters []string
+	// CountInstructions makes the guest's time a count of the instructions it
+	// executed, one nanosecond each: the same work takes the same time whatever
+	// else the host does. It takes one CPU and the accelerator TCG.
+	CountInstructions bool
 	// Verbose lets the kernel print everything, from its first line, for a
 	// kernel that does not boot.
 	Verbose bool
@@ -80,6 +84,9 @@ func (c Config) withDefaults() Config {
 	if c.CPUs == 0 {
 		c.CPUs = defaultCPUs
 	}
+	if c.CountInstructions {
+		c.CPUs = 1
+	}
 	return c
 }
 
@@ -99,7 +106,7 @@ type plugs struct {
 func (c Config) options(p plugs) []option {
 	options := []option{
 		microvm{},
-		c.Accelerator,
+		c.accelerator(),
 		processors(c.CPUs),
 		sharedMemory{mebibytes: c.Memory, path: p.memory},
 		directBoot{kernel: c.Kernel, initramfs: c.Initramfs},
@@ -122,11 +129,21 @@ func (c Config) options(p plugs) []option {
 	return append(options, p.extra...)
 }
 
+func (c Config) accelerator() option {
+	if c.CountInstructions {
+		return instructionCounter{c.Accelerator}
+	}
+	return c.Accelerator
+}
+
 // guestTSC is the rate of the guest's clock in kHz, where we know it better than
 // the guest.
 func (c Config) guestTSC() int {
-	if c.Accelerator.Name != TCG {
+	switch {
+	case c.Accelerator.Name != TCG:
 		return 0
+	case c.CountInstructions:
+		return 1_000_000
 	}
 	return hostTSC()
 }

@@ -72,6 +72,31 @@ func (a Accelerator) parameters() []string {
 	return []string{"tsc=reliable"}
 }
 
+// instructionCounter runs guest code on one thread and gives the guest the number
+// of instructions for a clock (docs/devel/tcg-icount.rst in QEMU's tree).
+type instructionCounter struct{ Accelerator }
+
+func (c instructionCounter) arguments() []string {
+	return []string{
+		"-accel", TCG,
+		// A string instruction counts once for each iteration, so a kernel that
+		// uses them for copies would seem to pay by the byte.
+		"-cpu", c.CPU + ",erms=off,fsrm=off",
+		// One instruction a nanosecond, and no waiting while the guest is idle.
+		"-icount", "shift=0,sleep=off",
+	}
+}
+
+func (c instructionCounter) parameters() []string {
+	return append(c.Accelerator.parameters(),
+		// Where things lie decides how many pages they are on.
+		"nokaslr", "norandmaps",
+		// To calibrate its timer the kernel spins for a tenth of a second. Each
+		// turn ends a translated block, and a counted second has a billion
+		// instructions.
+		"nolapic_timer")
+}
+
 // knownClock tells the kernel how fast its clock is. By itself it measures
 // against the PIT, which takes a tenth of a second for each CPU but the first,
 // and several and a wrong result when the host is busy.

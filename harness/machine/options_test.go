@@ -98,6 +98,12 @@ func TestOptions(t *testing.T) {
 			nil,
 		},
 		{
+			"instructions for a clock",
+			instructionCounter{Accelerator{Name: TCG, CPU: "max"}},
+			[]string{"-accel", "tcg", "-cpu", "max,erms=off,fsrm=off", "-icount", "shift=0,sleep=off"},
+			[]string{"tsc=reliable", "nokaslr", "norandmaps", "nolapic_timer"},
+		},
+		{
 			"clock known",
 			knownClock{tsc: 2000000, hz: 1000},
 			nil,

@@ -27,9 +27,13 @@ type Patience struct {
 	Scale float64
 }
 
-// tcgScale is the factor of slowness under TCG, with reserve for a machine that is
-// busy with other work.
-const tcgScale = 3
+// Factors of slowness, with reserve for a machine that is busy with other work.
+const (
+	tcgScale = 3
+	// A counted second has a billion instructions, and of these an emulated
+	// processor executes some fifty million in a second of ours.
+	countedScale = 20
+)
 
 // NewPatience returns the times for an accelerator and a kernel that takes so many
 // times longer than one without debugging; less than 1 counts as 1.
@@ -48,6 +52,15 @@ func NewPatience(accelerator Accelerator, slowdown float64) Patience {
 		Command:   scaled(5 * time.Second),
 		Scale:     scale,
 	}
+}
+
+// Counted returns the times for a machine whose clock counts instructions. The
+// guest's own clock is as slow as the guest, so Scale stays.
+func (p Patience) Counted() Patience {
+	for _, limit := range []*time.Duration{&p.Boot, &p.Silence, &p.Suite, &p.Backtrace} {
+		*limit *= countedScale
+	}
+	return p
 }
 
 // Machine is how long a machine may live to boot and run so many cases.

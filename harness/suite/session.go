@@ -484,6 +484,9 @@ func (w *watch) caseEnd(ctx context.Context, end link.CaseEnd) error {
 	complaints := w.session.fresh()
 	w.current = c
 	c.MS = end.Took.Milliseconds()
+	for _, measurement := range end.Measurements {
+		c.Measurements = append(c.Measurements, verdict.Measurement(measurement))
+	}
 	if w.crashed() {
 		return lost("%s", c.Detail)
 	}

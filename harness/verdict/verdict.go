@@ -157,6 +157,9 @@ type Case struct {
 	// Detail is the reason of a skip or failure; for a failure what was
 	// expected, what came and why it matters.
 	Detail string `json:"detail"`
+	// Measurements are the figures of a case that measures, in the order in
+	// which it took them.
+	Measurements []Measurement `json:"measurements,omitempty"`
 	// Log is what the case noted on its way; kept for failures only.
 	Log []string `json:"log,omitempty"`
 	// Second is how the case ended when it was run again on another machine. It
@@ -176,6 +179,12 @@ type Second struct {
 	Status Status `json:"status"`
 	MS     int64  `json:"ms"`
 	Detail string `json:"detail"`
+}
+
+// Measurement is one figure of a case that measures: a median.
+type Measurement struct {
+	Name         string `json:"name"`
+	Instructions int64  `json:"instructions"`
 }
 
 // Splat is a kernel complaint found on the console.

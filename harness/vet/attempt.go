@@ -58,6 +58,16 @@ func (v *Vetter) Begin(options Options, command string) (*Attempt, error) {
 	return &Attempt{Run: run, vetter: v, options: options, wanted: wanted, directory: directory, started: started}, nil
 }
 
+// Go goes all the way: what Prepare, Cases and End do one after the other.
+func (a *Attempt) Go(ctx context.Context) (*verdict.Run, error) {
+	prepared, err := a.Prepare(ctx)
+	if err == nil {
+		err = a.Cases(ctx, prepared)
+		prepared.Close()
+	}
+	return a.End(ctx, err)
+}
+
 // Path is the directory of the results.
 func (a *Attempt) Path() string { return a.directory.Path }
 
@@ -127,11 +137,15 @@ func (a *Attempt) booter(prepared *Prepared, options Options) *rig.Booter {
 // suite is how to run the wanted cases. OnCase is left to the caller.
 func (a *Attempt) suite(prepared *Prepared, booter *rig.Booter, wanted func(link.Instance) bool, step *terminal.Step) suite.Options {
 	patience := machine.NewPatience(prepared.Accelerator, prepared.needs.Slowdown)
+	if a.options.CountInstructions {
+		patience = patience.Counted()
+	}
 	return suite.Options{
 		Booter: booter,
 		Parameters: link.Parameters{
 			ABI: a.Run.Series.ABI, Constant: a.Run.Series.Constant, Seed: a.options.Seed, TimeScale: patience.Scale,
 			SearchSteps: a.options.SearchSteps, SearchBudget: a.options.SearchBudget,
+			CountsInstructions: a.options.CountInstructions,
 		},
 		Wanted:   wanted,
 		Patience: patience,

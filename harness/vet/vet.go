@@ -52,6 +52,9 @@ type Options struct {
 	Accelerator string // auto, kvm or tcg
 	CPU         string // QEMU's CPU model, empty for the best one
 	SMAPOff     bool   // let the kernel touch user memory as it likes
+	// CountInstructions gives the guest a clock that counts instructions, for
+	// the cases that measure. It goes with the accelerator tcg.
+	CountInstructions bool
 
 	Suite string   // suite.Select explains it
 	Only  []string // narrows Suite to these instances, by id; empty does not
@@ -89,12 +92,7 @@ func (v *Vetter) Run(ctx context.Context, options Options, command string) (*ver
 	if err != nil {
 		return nil, err
 	}
-	prepared, err := attempt.Prepare(ctx)
-	if err == nil {
-		err = attempt.Cases(ctx, prepared)
-		prepared.Close()
-	}
-	run, err := attempt.End(ctx, err)
+	run, err := attempt.Go(ctx)
 	v.UI.Note("results: %s", attempt.Path())
 	return run, err
 }
@@ -152,6 +150,7 @@ func (p *Prepared) Machine(options Options) machine.Config {
 	return machine.Config{
 		Accelerator: accelerator, Kernel: p.Kernel.Boot, KernelConfig: p.Kernel.Config, Initramfs: p.Image.Path,
 		Memory: p.needs.Memory, Slowdown: p.needs.Slowdown, Parameters: p.needs.Parameters,
+		CountInstructions: options.CountInstructions,
 	}
 }
 

@@ -95,7 +95,7 @@ hung or splatted, 7 infrastructure.`,
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "every case, and what the tools print")
 	root.MarkFlagsMutuallyExclusive("quiet", "verbose")
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(a.runCommand(), a.compareCommand(), a.mutateCommand(), a.buildCommand(), a.shellCommand(), a.doctorCommand(), a.cacheCommand(), a.matrixCommand(), a.janitorCommand())
+	root.AddCommand(a.runCommand(), a.compareCommand(), a.mutateCommand(), a.benchCommand(), a.buildCommand(), a.shellCommand(), a.doctorCommand(), a.cacheCommand(), a.matrixCommand(), a.janitorCommand())
 	a.noteRunning(root)
 	return root
 }
@@ -142,6 +142,9 @@ func (a *app) vetter(screen *os.File) (*vet.Vetter, error) {
 		return nil, err
 	}
 	v := &vet.Vetter{Cache: cacheDir, UI: a.uiOn(screen), Root: root}
+	cacheDir.Waiting = func(kind cache.Kind, _ string, owner int) {
+		v.UI.Note("waiting for process %d, which makes the same entry of %s in the cache", owner, kind)
+	}
 	if a.verbose {
 		v.Log = os.Stderr
 	}
