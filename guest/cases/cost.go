@@ -143,7 +143,7 @@ func (s *Socket) delayAcknowledgement() {
 // readErrorQueue waits for notifications and reads them all, as an application
 // does that knows nothing else.
 func readErrorQueue(fd int, poll []unix.PollFd, entry *notify.Prepared) {
-	if _, err := unix.Poll(poll, -1); err != nil {
+	if _, err := sys.Poll(poll, -1); err != nil {
 		panic(err)
 	}
 	for {
