@@ -17,8 +17,8 @@ import (
 	"github.com/zcvet/zcvet/guest/sys"
 )
 
-// What a search for a failing sequence does when the run does not say: see
-// link.Parameters.
+// What a search for a failing sequence does when the run does not say, see
+// link.Parameters. The time is that at a TimeScale of 1.
 const (
 	searchSteps  = 400
 	searchBudget = time.Second
@@ -42,7 +42,7 @@ var _ = add(Case{
 		},
 		Random: t.Rand,
 		Length: 40, Steps: searchSteps,
-		Budget: searchBudget, Patience: t.Patience(),
+		Budget: time.Duration(float64(searchBudget) * max(t.Parameters.TimeScale, 1)), Patience: t.Patience(),
 	}
 	if t.Parameters.SearchSteps > 0 {
 		search.Steps = t.Parameters.SearchSteps

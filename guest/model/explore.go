@@ -133,8 +133,8 @@ var weights = []struct {
 	kind   Kind
 }{
 	{50, Send},
-	{8, Stamp},
-	{14, Read},
+	{14, Stamp},
+	{8, Read},
 	{6, Hold},
 	{5, Release},
 	{5, Unhold},

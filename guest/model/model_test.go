@@ -68,7 +68,7 @@ func TestFaultsShrinkToTheirCause(t *testing.T) {
 		rules  string
 		needs  []Kind
 	}{
-		{"lost when a send fails", "tcp-lo", faults{lossOnFailedSend: true}, "Z30 Z35", []Kind{Send, Send}},
+		{"lost when a send fails", "tcp-lo", faults{lossOnFailedSend: true}, "Z30 Z35", []Kind{Send, Shutdown, Send}},
 		{"lost when the control buffer is bad", "udp-lo", faults{lossOnBadControl: true}, "Z30 Z35", []Kind{Send, Send}},
 		{"id on failed send", "udp-lo", faults{idOnFailedSend: true}, "Z10", []Kind{Send, Send}},
 		{"own completion", "tcp-lo", faults{ownCompletion: true}, "N01", []Kind{Send}},

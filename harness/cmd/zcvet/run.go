@@ -50,7 +50,7 @@ func caseFlags(command *cobra.Command, options *vet.Options) {
 	flags.StringVar(&options.Out, "out", "", "directory of the results (default a new one in results/, and results/latest)")
 	flags.Int64Var(&options.Seed, "seed", 1, "seed of everything random")
 	flags.IntVar(&options.SearchSteps, "search-steps", 0, "operations of each search for a failing sequence (R02), a few hundred by default")
-	flags.DurationVar(&options.SearchBudget, "search-budget", 0, "time of each such search, and of shrinking what it finds (default 1s)")
+	flags.DurationVar(&options.SearchBudget, "search-budget", 0, "time of each such search, and of shrinking what it finds (default 1s, more without KVM)")
 	flags.BoolVar(&options.Policy.Strict, "strict", false, "failures of SHOULD cases fail the run")
 	flags.BoolVar(&options.Policy.ExpectAll, "expect-all", false, "skipped cases fail the run")
 }
