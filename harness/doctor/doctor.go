@@ -61,6 +61,7 @@ const (
 	Run      Set = "run"      // zcvet run and everything like it
 	Test     Set = "test"     // the project's own tests
 	Lint     Set = "lint"     // make lint
+	Browser  Set = "browser"  // one test of make test, which is skipped without it
 	Optional Set = "optional" // used when there
 )
 
@@ -115,7 +116,7 @@ func parseTable(table string) ([]requirement, error) {
 		r := requirement{found: fields[1], pkg: fields[2], purpose: strings.Join(fields[3:], " ")}
 		for set := range strings.SplitSeq(fields[0], ",") {
 			r.sets = append(r.sets, Set(set))
-			if !slices.Contains([]Set{Run, Test, Lint, Optional}, Set(set)) {
+			if !slices.Contains([]Set{Run, Test, Lint, Browser, Optional}, Set(set)) {
 				return nil, fmt.Errorf("packages.txt line %d: unknown set %q", number, set)
 			}
 		}

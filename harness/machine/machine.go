@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -510,6 +511,19 @@ func (m *Machine) MemoryUsed() int64 {
 		return 0
 	}
 	return stat.Blocks * 512
+}
+
+// ReadMemory copies the guest's RAM from a guest-physical address on. It works
+// until Close, whatever became of the guest.
+func (m *Machine) ReadMemory(p []byte, physical uint64) error {
+	if physical > math.MaxInt64 {
+		return fmt.Errorf("guest memory at %#x: no such address", physical)
+	}
+	// A machine of this size has its RAM in one piece that begins at address 0.
+	if _, err := m.memory.ReadAt(p, int64(physical)); err != nil {
+		return fmt.Errorf("guest memory at %#x: %w", physical, err)
+	}
+	return nil
 }
 
 // errClosed is the reason of a machine that its owner closed.

@@ -8,7 +8,10 @@
 //	report.md       for job summaries and people
 //	console.log     every line of every machine's console
 //	kernel.config   the configuration the kernel was built with
-//	evidence/       per failed case: capture and descriptor log of the NIC
+//	series/         the patches as they were applied
+//	evidence/       per failed case: system calls, capture and descriptor log of
+//	                the NIC
+//	reproducers/    per kind of failure: a C program that shows it
 package results
 
 import (
@@ -159,11 +162,56 @@ func (d *Directory) Close() error { return d.console.Close() }
 
 // Evidence returns a new file for evidence about a case; kind is its extension.
 func (d *Directory) Evidence(caseID, kind string) (*os.File, error) {
-	dir := filepath.Join(d.Path, "evidence")
-	if err := os.MkdirAll(dir, 0o777); err != nil {
+	return d.create(EvidenceName(caseID, kind))
+}
+
+// EvidenceName is the name of that file, relative to the directory of the run and
+// with slashes.
+func EvidenceName(caseID, kind string) string {
+	return "evidence/" + fileName(caseID) + "." + kind
+}
+
+// ReproducerName is the name of the program that reproduces a failure, likewise.
+func ReproducerName(caseID string) string {
+	return "reproducers/" + fileName(caseID) + ".c"
+}
+
+// PatchName is the name under which a patch of the series is kept, likewise.
+// Number counts from 1.
+func PatchName(number int, file string) string {
+	return fmt.Sprintf("series/%02d-%s", number, clean(file))
+}
+
+func fileName(caseID string) string { return strings.ReplaceAll(caseID, "/", "_") }
+
+// Keep stores a file of the run under a name that one of the functions above made.
+func (d *Directory) Keep(name string, data []byte) error {
+	file, err := d.create(name)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(data)
+	return explain(errors.Join(err, file.Close()))
+}
+
+// Has tells whether there is such a file.
+func (d *Directory) Has(name string) bool {
+	_, err := os.Stat(filepath.Join(d.Path, filepath.FromSlash(name)))
+	return err == nil
+}
+
+// Read returns what is in such a file.
+func (d *Directory) Read(name string) ([]byte, error) {
+	data, err := os.ReadFile(filepath.Join(d.Path, filepath.FromSlash(name)))
+	return data, explain(err)
+}
+
+func (d *Directory) create(name string) (*os.File, error) {
+	path := filepath.Join(d.Path, filepath.FromSlash(name))
+	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
 		return nil, explain(err)
 	}
-	file, err := os.Create(filepath.Join(dir, strings.ReplaceAll(caseID, "/", "_")+"."+kind))
+	file, err := os.Create(path)
 	return file, explain(err)
 }
 

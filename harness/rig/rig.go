@@ -143,6 +143,10 @@ func (v *vm) Call(ctx context.Context, method string, args json.RawMessage) (any
 	return v.network.Call(ctx, method, args)
 }
 
+func (v *vm) ReadMemory(p []byte, physical uint64) error {
+	return v.machine.ReadMemory(p, physical)
+}
+
 func (v *vm) InjectNMI(ctx context.Context) error {
 	_, err := v.machine.InjectNMI(ctx)
 	return err

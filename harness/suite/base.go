@@ -17,6 +17,8 @@ type Base struct {
 	Features  []link.Feature
 	Boot      time.Duration // exec of QEMU to Hello
 
+	// traced is where the agent records the system calls.
+	traced []uint64
 	// snapshot is nil for a machine that cannot be saved. Each run then boots.
 	snapshot Snapshot
 }
@@ -24,12 +26,12 @@ type Base struct {
 // Save boots a machine, saves it and ends it. Of the options it uses Booter,
 // Patience, Console and Allowed. Errors are those of Run.
 func Save(ctx context.Context, options Options) (*Base, error) {
-	r := &runner{Options: options, result: &Result{}}
+	r := &runner{Options: options, result: newResult()}
 	hello, err := r.reach(ctx)
 	if err == nil {
 		err = r.takeSnapshot(ctx)
 	}
-	base := &Base{Features: r.result.Features, Boot: r.result.Boot, snapshot: r.snapshot}
+	base := &Base{Features: r.result.Features, Boot: r.result.Boot, traced: r.traced, snapshot: r.snapshot}
 	r.snapshot = nil // it is the base's now
 	r.close()
 	if err != nil {
@@ -51,7 +53,8 @@ func (b *Base) Close() {
 // Run runs instances in this order, but those that destroy their machine last,
 // from the state the base was saved in. Of the options it uses all but Wanted. Results and errors are those of Run.
 func (b *Base) Run(ctx context.Context, options Options, instances []link.Instance) (*Result, error) {
-	r := &runner{Options: options, result: &Result{Features: b.Features}, snapshot: b.snapshot}
+	r := &runner{Options: options, result: newResult(), traced: b.traced, snapshot: b.snapshot}
+	r.result.Features = b.Features
 	r.console.writer = options.Console
 	defer func() {
 		r.snapshot = nil // it outlives the run

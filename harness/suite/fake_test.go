@@ -36,6 +36,10 @@ type laboratory struct {
 	counters link.Counters
 	boot     []string
 
+	// memory is the RAM of the guests; traced are pages of it for Hello.Trace.
+	memory []byte
+	traced []uint64
+
 	lock     sync.Mutex
 	boots    int
 	restores int
@@ -74,7 +78,7 @@ func (l *laboratory) start(console func(string), hello bool) *fakeVM {
 		}
 		conn := link.NewConn(guest)
 		if hello {
-			body := link.Hello{Version: link.Version, Features: l.features}
+			body := link.Hello{Version: link.Version, Features: l.features, Trace: l.traced}
 			for _, id := range l.instances {
 				body.Instances = append(body.Instances, link.Instance{ID: id, Name: id, Level: "MUST", Destroys: l.destroys[id]})
 			}
@@ -183,6 +187,14 @@ func (vm *fakeVM) Call(_ context.Context, method string, _ json.RawMessage) (any
 		return nil, errors.New("no such method")
 	}
 	return map[string]int{"answer": 42}, nil
+}
+
+func (vm *fakeVM) ReadMemory(p []byte, physical uint64) error {
+	if int(physical)+len(p) > len(vm.lab.memory) {
+		return errors.New("no such memory")
+	}
+	copy(p, vm.lab.memory[physical:])
+	return nil
 }
 
 func (vm *fakeVM) InjectNMI(context.Context) error {

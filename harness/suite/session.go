@@ -38,6 +38,8 @@ type session struct {
 	found      []splat.Splat
 	lastLine   time.Time
 	unreadable bool // found says so
+	// said is what the console has shown of each case, until the case is over.
+	said map[string][]string
 	// ended holds the cases whose end the console has shown and the link has
 	// not: the guest does not wait for us, and is ahead on either of them.
 	ended map[string]bool
@@ -62,6 +64,7 @@ func newSession(r *runner) *session {
 		complained: make(chan struct{}, 1),
 		marked:     make(chan struct{}, 1),
 		ended:      make(map[string]bool),
+		said:       make(map[string][]string),
 		scanner:    splat.NewScanner(splat.Options{Allowed: r.Allowed}),
 	}
 }
@@ -102,6 +105,9 @@ func (s *session) consoleLine(line string) {
 	if marked && start {
 		s.shown = id
 		s.scanner.SetCase(id)
+	}
+	if !marked {
+		s.hear(line)
 	}
 	_, err := s.scanner.Write([]byte(line + "\n"))
 	s.collect(err)
@@ -482,6 +488,7 @@ func (w *watch) caseEnd(ctx context.Context, end link.CaseEnd) error {
 	fresh := end.Tainted &^ w.session.tainted
 	w.session.tainted |= end.Tainted
 	complaints := w.session.fresh()
+	w.keepTrace(end)
 	w.current = c
 	c.MS = end.Took.Milliseconds()
 	for _, measurement := range end.Measurements {
@@ -626,10 +633,12 @@ func (w *watch) finish(status verdict.Status, detail string) {
 	if c.MS == 0 {
 		c.MS = time.Since(started).Milliseconds()
 	}
+	said := w.session.heard(c.ID)
 	if status == verdict.Pass || status == verdict.Skip {
 		c.Log = nil
-	} else if err := w.session.vm.SaveEvidence(c.ID); err != nil {
-		w.console.note("evidence of %s: %v", c.ID, err)
+		delete(w.result.Traces, c.ID)
+	} else {
+		w.evidence(c, said)
 	}
 	w.finished++
 	if w.OnCase != nil {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/zcvet/zcvet/guest/link"
+	"github.com/zcvet/zcvet/guest/trace"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/machine"
 	"github.com/zcvet/zcvet/harness/progress"
@@ -36,6 +37,9 @@ type VM interface {
 	Call(ctx context.Context, method string, args json.RawMessage) (any, error)
 	// InjectNMI makes the guest print what its processors are doing.
 	InjectNMI(ctx context.Context) error
+	// ReadMemory copies the guest's RAM from a guest-physical address on. It works
+	// until Close, whatever became of the guest.
+	ReadMemory(p []byte, physical uint64) error
 	// Snapshot saves the machine as it is now; the machine runs on.
 	Snapshot(ctx context.Context) (Snapshot, error)
 	// SaveEvidence keeps the NIC's capture and descriptor log under a name made
@@ -86,6 +90,8 @@ type Result struct {
 	Cases    []verdict.Case
 	Splats   []splat.Splat // not decoded yet
 	Features []link.Feature
+	// Traces has the system calls of cases that did not pass, by id.
+	Traces   map[string]*trace.Record
 	Boot     time.Duration // exec of QEMU to Hello
 	Boots    int
 	Restores []time.Duration // exec of QEMU to the first message of the agent
@@ -107,7 +113,7 @@ const maxLosses = 3
 // class Infrastructure when machines cannot be had any more. A failed case or a
 // crash is a result, not an error.
 func Run(ctx context.Context, options Options) (*Result, error) {
-	r := &runner{Options: options, result: &Result{}}
+	r := &runner{Options: options, result: newResult()}
 	defer r.close()
 	if err := r.boot(ctx); err != nil {
 		return r.result, err
@@ -115,6 +121,8 @@ func Run(ctx context.Context, options Options) (*Result, error) {
 	err := r.runAll(ctx)
 	return r.result, err
 }
+
+func newResult() *Result { return &Result{Traces: make(map[string]*trace.Record)} }
 
 type runner struct {
 	Options
@@ -124,6 +132,8 @@ type runner struct {
 	console  consoleLog
 	// destroys holds the ids of the cases after which a machine is of no use.
 	destroys map[string]bool
+	// traced is where the agent of every machine records the system calls.
+	traced []uint64
 }
 
 func (r *runner) close() {
@@ -173,6 +183,7 @@ func (r *runner) reach(ctx context.Context) (*link.Hello, error) {
 	}
 	r.result.Boot = time.Since(started)
 	r.result.Features = hello.Features
+	r.traced = hello.Trace
 	return hello, nil
 }
 

@@ -89,7 +89,7 @@ func TestResultsAreKept(t *testing.T) {
 	}
 	want := []verdict.Case{
 		{ID: "a", Name: "a", Level: verdict.Must, Status: verdict.Pass, MS: 1},
-		{ID: "b", Name: "b", Level: verdict.Must, Status: verdict.Fail, MS: 1, Detail: "expected 1, got 2", Log: []string{"noted by b"}},
+		{ID: "b", Name: "b", Level: verdict.Must, Status: verdict.Fail, MS: 1, Detail: "expected 1, got 2", Log: []string{"noted by b"}, Evidence: &verdict.Evidence{}},
 		{ID: "c", Name: "c", Level: verdict.Must, Status: verdict.Skip, MS: 1, Detail: "no such device"},
 	}
 	if diff := cmp.Diff(want, result.Cases); diff != "" {

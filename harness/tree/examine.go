@@ -3,6 +3,7 @@
 package tree
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -38,12 +39,28 @@ func (t *Tree) Verdict() verdict.Series {
 		Name: t.Series.Name, Spec: t.Series.Spec, Revision: t.Series.Revision, MessageID: t.Series.MessageID,
 		ABI: t.ABI, Constant: t.Constant, Findings: slices.Clone(t.Findings),
 	}
-	for _, applied := range t.Applied {
+	for i, applied := range t.Applied {
+		patch := t.Series.Patches[i]
 		out.Patches = append(out.Patches, verdict.Patch{
 			Subject: applied.Subject, File: applied.File, SHA256: applied.SHA256, Fuzz: applied.Fuzz, Offset: applied.Offset,
+			Diff: string(patch.Diff), DiffLine: lineOf(patch.Mail, patch.Diff),
 		})
 	}
 	return out
+}
+
+// lineOf is the line of mail (from 1) at which the first line of diff stands
+// unchanged, 0 if there is none.
+func lineOf(mail, diff []byte) int {
+	first, _, _ := bytes.Cut(diff, []byte("\n"))
+	number := 0
+	for line := range bytes.Lines(mail) {
+		number++
+		if len(first) > 0 && bytes.Equal(bytes.TrimRight(line, "\r\n"), first) {
+			return number
+		}
+	}
+	return 0
 }
 
 // id names the patched tree by content.

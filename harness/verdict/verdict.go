@@ -62,9 +62,12 @@ type Series struct {
 	ABI string `json:"abi"`
 	// Constant is SCM_ZC_NOTIFICATION as the patched tree's generic uapi
 	// header defines it, 0 when it does not.
-	Constant int       `json:"constant"`
-	Patches  []Patch   `json:"patches"`
-	Findings []Finding `json:"findings"`
+	Constant int `json:"constant"`
+	// Directory is where the patches are, relative to the working directory,
+	// empty when they did not come from a directory below it.
+	Directory string    `json:"directory,omitempty"`
+	Patches   []Patch   `json:"patches"`
+	Findings  []Finding `json:"findings"`
 }
 
 // Patch is one patch of the series and how it applied.
@@ -78,6 +81,11 @@ type Patch struct {
 	// Offset is the largest distance in lines between where a hunk claimed to
 	// belong and where it was applied.
 	Offset int `json:"offset"`
+	// Diff is the change, so that a report can show the line a fault is in.
+	Diff string `json:"diff,omitempty"`
+	// DiffLine is the line of File (from 1) at which Diff begins, 0 when it is
+	// not there as it stands.
+	DiffLine int `json:"diff_line,omitempty"`
 }
 
 // Finding is a fault of the series that was found without running it.
@@ -166,6 +174,8 @@ type Case struct {
 	// says more about the series and changes nothing in the verdict; nil unless
 	// there was reason to.
 	Second *Second `json:"second,omitempty"`
+	// Evidence is there for failures only.
+	Evidence *Evidence `json:"evidence,omitempty"`
 }
 
 // SMAPOff is the leg of a run on a processor without supervisor mode access
@@ -201,6 +211,8 @@ type Splat struct {
 	// Patch is the subject of the patch of the series that last touched that
 	// line, empty when the series did not.
 	Patch string `json:"patch"`
+	// Source is that line itself, known where Patch is.
+	Source string `json:"source,omitempty"`
 	// Text is the console excerpt.
 	Text string `json:"text"`
 	// Fingerprint is equal for two reports of one fault: a hash of the kind
@@ -220,6 +232,8 @@ type Frame struct {
 	Inlined bool `json:"inlined,omitempty"`
 	// Patch is the subject of the patch that last touched the line.
 	Patch string `json:"patch,omitempty"`
+	// Source is the line itself, known where Patch is.
+	Source string `json:"source,omitempty"`
 }
 
 // Coverage tells which lines that the series added were executed while the cases

@@ -105,6 +105,9 @@ func (a *Attempt) Cases(ctx context.Context, prepared *Prepared) error {
 	outcome, err := suite.Run(ctx, how)
 	run.Machine.QEMU = booter.QEMU()
 	prepared.judge(outcome, run, err)
+	if kept := a.keepEvidence(prepared, outcome); err == nil {
+		err = kept
+	}
 	if err != nil {
 		step.Fail(err)
 		return err

@@ -261,6 +261,7 @@ func (v *Vetter) apply(ctx context.Context, options Options, run *verdict.Run, f
 	spec := run.Series.Spec
 	run.Series = patched.Verdict()
 	run.Series.Spec = spec
+	run.Series.Directory = belowHere(wanted.Spec)
 	step.Done("%s", describe(patched))
 	for _, finding := range patched.Findings {
 		v.UI.Warn("%s: %s", finding.Kind, finding.Title)
@@ -440,7 +441,7 @@ func (p *Prepared) decode(found []splat.Splat) []verdict.Splat {
 		// A vmlinux without line tables, such as an image: kernel's, leaves
 		// the functions.
 		_ = decoder.Decode(&found[i])
-		splats = append(splats, found[i].Verdict(p.blame))
+		splats = append(splats, p.quote(found[i].Verdict(p.blame)))
 	}
 	return splats
 }
