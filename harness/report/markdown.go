@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 
 	"github.com/zcvet/zcvet/harness/fault"
@@ -226,80 +225,63 @@ func (m markdown) splats(run *verdict.Run) {
 // grid shows which checklist ids ran on which protocol and link, and how that
 // ended.
 func (m markdown) grid(run *verdict.Run) {
-	var ids, columns []string
-	type key struct{ id, column string }
-	cells := make(map[key]map[verdict.Status]int)
-	for i := range run.Cases {
-		c := &run.Cases[i]
-		column := strings.TrimSpace(c.Proto + " " + c.Link)
-		if !slices.Contains(columns, column) {
-			columns = append(columns, column)
-		}
-		for _, id := range c.Covers {
-			if !slices.Contains(ids, id) {
-				ids = append(ids, id)
-			}
-			if cells[key{id, column}] == nil {
-				cells[key{id, column}] = make(map[verdict.Status]int)
-			}
-			cells[key{id, column}][c.Status]++
-		}
-	}
-	if len(ids) == 0 {
+	grid := MakeGrid(run)
+	if len(grid.Rows) == 0 {
 		return
 	}
-	slices.SortFunc(ids, compareIDs)
-	slices.Sort(columns)
 	m.line("### Checklist\n")
 	m.line("✓ passed, ✗ failed, ○ skipped; the number of cases that did.\n")
 	row := []string{"id"}
-	for _, column := range columns {
+	for _, column := range grid.Columns {
 		if column == "" {
 			column = "no link"
 		}
 		row = append(row, cell(column))
 	}
 	m.line("| %s |", strings.Join(row, " | "))
-	m.line("|---%s|", strings.Repeat("|:---:", len(columns)))
-	for _, id := range ids {
-		row := []string{cell(id)}
-		for _, column := range columns {
-			row = append(row, tally(cells[key{id, column}]))
+	m.line("|---%s|", strings.Repeat("|:---:", len(grid.Columns)))
+	for _, id := range grid.Rows {
+		row := []string{cell(id.ID)}
+		for _, cell := range id.Cells {
+			row = append(row, tally(cell))
 		}
 		m.line("| %s |", strings.Join(row, " | "))
 	}
 	m.line("")
+	m.untested(grid)
+}
+
+// untested says why ids were not tested at all.
+func (m markdown) untested(grid Grid) {
+	var rows []GridRow
+	for _, row := range grid.Rows {
+		if row.Untested {
+			rows = append(rows, row)
+		}
+	}
+	if len(rows) == 0 {
+		return
+	}
+	m.line("<details><summary>%s not tested here</summary>\n\n| id | why |\n|---|---|", Plural(len(rows), "id"))
+	for _, row := range rows {
+		m.line("| %s | %s |", cell(row.ID), cell(strings.Join(row.Reasons(), "; ")))
+	}
+	m.line("\n</details>\n")
 }
 
 // tally is one cell of the grid: failures are never hidden behind passes.
-func tally(counts map[verdict.Status]int) string {
+func tally(c GridCell) string {
 	var parts []string
-	if failed := counts[verdict.Fail] + counts[verdict.Crash] + counts[verdict.Timeout]; failed > 0 {
-		parts = append(parts, fmt.Sprintf("**✗ %d**", failed))
+	if c.Failed > 0 {
+		parts = append(parts, fmt.Sprintf("**✗ %d**", c.Failed))
 	}
-	if passed := counts[verdict.Pass]; passed > 0 {
-		parts = append(parts, fmt.Sprintf("✓ %d", passed))
+	if c.Passed > 0 {
+		parts = append(parts, fmt.Sprintf("✓ %d", c.Passed))
 	}
-	if skipped := counts[verdict.Skip]; skipped > 0 && len(parts) == 0 {
-		parts = append(parts, fmt.Sprintf("○ %d", skipped))
+	if c.Skipped > 0 && len(parts) == 0 {
+		parts = append(parts, fmt.Sprintf("○ %d", c.Skipped))
 	}
 	return strings.Join(parts, " ")
-}
-
-// compareIDs puts the ids in the order of the checklist: by letter with Z
-// first, then as the checklist numbers them.
-func compareIDs(a, b string) int {
-	rank := func(id string) int {
-		at := strings.IndexByte("ZNR", (id + " ")[0])
-		if at < 0 {
-			at = 3
-		}
-		return at
-	}
-	if ra, rb := rank(a), rank(b); ra != rb {
-		return ra - rb
-	}
-	return strings.Compare(a, b)
 }
 
 func (m markdown) skips(run *verdict.Run) {

@@ -93,6 +93,14 @@ func Duration(seconds float64) string {
 	return fmt.Sprintf("%d h %d min", int(d.Hours()), int(d.Minutes())%60)
 }
 
+// Plural is a number with its noun: "1 id", "3 ids".
+func Plural(count int, noun string) string {
+	if count == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", count, noun)
+}
+
 // Failed tells whether the case did not do what it should have.
 func Failed(c *verdict.Case) bool {
 	return c.Status == verdict.Fail || c.Status == verdict.Crash || c.Status == verdict.Timeout

@@ -5,7 +5,8 @@
 //	run.json        the contract; everything else can be made from it again
 //	results.ktap    nested KTAP
 //	junit.xml       JUnit
-//	report.md       for job summaries and people
+//	report.html     for people: one file, to be opened in a browser
+//	report.md       for job summaries
 //	console.log     every line of every machine's console
 //	kernel.config   the configuration the kernel was built with
 //	series/         the patches as they were applied
@@ -30,6 +31,7 @@ import (
 
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/report"
+	"github.com/zcvet/zcvet/harness/report/page"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
 
@@ -247,6 +249,7 @@ func (d *Directory) Write(run *verdict.Run) error {
 		{"results.ktap", func(w io.Writer) error { return report.WriteKTAP(w, run) }},
 		{"junit.xml", func(w io.Writer) error { return report.WriteJUnit(w, run) }},
 		{"report.md", func(w io.Writer) error { return report.WriteMarkdown(w, run) }},
+		{"report.html", func(w io.Writer) error { return page.WriteRun(w, run) }},
 		{"run.json", run.Write},
 	}
 	for _, form := range forms {
