@@ -55,6 +55,8 @@ func (a *Attempt) withoutSMAP(ctx context.Context, prepared *Prepared, first *su
 	}
 	a.Run.Splats = append(a.Run.Splats, splats...)
 	first.Counters = append(first.Counters, second.Counters...)
+	first.Missing = append(first.Missing, second.Missing...)
+	a.Run.Machine.Missing = first.Missing
 	if err != nil {
 		step.Fail(err)
 		return err
