@@ -59,6 +59,12 @@ test: $(ZCVET) ## the project's own tests, those with virtual machines too
 	kernel=$(if $(filter -short,$(TESTFLAGS)),,$$($(ZCVET) build --series none)) && \
 	ZCVET_TEST_KERNEL=$$kernel go test -race -timeout 30m $(TESTFLAGS) $(TESTPACKAGES)
 
+# The kernels of these take many minutes to build the first time.
+.PHONY: test-configs
+test-configs: $(ZCVET) ## the tests on the kernels of the configurations debug and coverage
+	$(call deps,test)
+	ZCVET_TEST_CONFIGS=1 go test -timeout 120m -count 1 -run 'TestCoverage|TestLeak|TestReferencePassesOnTheDebugKernel' ./harness/cmd/zcvet
+
 .PHONY: lint
 lint: ## formatting, vet, staticcheck, shell scripts and workflows
 	$(call deps,lint)

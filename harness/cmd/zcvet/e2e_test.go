@@ -280,6 +280,85 @@ func TestUserAccess(t *testing.T) {
 	}
 }
 
+// configurations skips a test that needs kernels of other configurations than the
+// default, each of which takes as long to build as that one and more.
+func configurations(t *testing.T) {
+	t.Helper()
+	if os.Getenv("ZCVET_TEST_CONFIGS") == "" {
+		t.Skip("builds kernels of other configurations, which make test-configs is for")
+	}
+}
+
+// TestCoverage has a series whose added lines one case executes, and another does
+// not.
+func TestCoverage(t *testing.T) {
+	configurations(t)
+	for _, test := range []struct {
+		suite string
+		code  int
+		ran   bool // the lines of the condition
+	}{
+		{"counter/one-id-for-many-pieces,!veth,!nic*", 6, true},
+		{"Z02", 0, false},
+	} {
+		got := zcvet(t, "run", "--kernel", "6.12", "--series", testdata("warning"), "--suite", test.suite, "--config", "coverage")
+		got.requireCode(t, test.code)
+		coverage := got.run.Coverage
+		if coverage == nil || len(coverage.Lines) == 0 || len(coverage.Missing) > 0 {
+			t.Fatalf("coverage %+v", coverage)
+		}
+		executed := 0
+		for _, line := range coverage.Lines {
+			if line.File != "net/ipv4/udp.c" || line.Patch != got.run.Series.Patches[0].Subject || line.Text == "" {
+				t.Errorf("%+v", line)
+			}
+			if strings.Contains(line.Text, "WARN_ON_ONCE") && (line.Count > 0) != test.ran {
+				t.Errorf("%s: %q was executed %d times", test.suite, line.Text, line.Count)
+			}
+			if line.Count > 0 {
+				executed++
+			}
+		}
+		if executed != coverage.Executed || len(coverage.Lines) != coverage.Executable {
+			t.Errorf("%d of %d lines, %d of %d listed", coverage.Executed, coverage.Executable, executed, len(coverage.Lines))
+		}
+		if report, err := os.ReadFile(filepath.Join(got.dir, "report.md")); err != nil || !bytes.Contains(report, []byte("### Coverage")) {
+			t.Errorf("report.md, %v, does not tell of the coverage", err)
+		}
+	}
+}
+
+// TestLeak has a series that forgets memory in one case.
+func TestLeak(t *testing.T) {
+	configurations(t)
+	got := zcvet(t, "run", "--kernel", "6.12", "--series", testdata("memory-leak"), "--suite", "counter/one-id*,counter/consecutive-ids", "--config", "debug")
+	got.requireCode(t, 6)
+	got.requireSaid(t, "memory leak in udp_note_pieces", narrow)
+	if len(got.run.Splats) != 1 {
+		t.Fatalf("%d splats", len(got.run.Splats))
+	}
+	if s := got.run.Splats[0]; s.Kind != "leak" || s.Case != narrow || s.File != "net/ipv4/udp.c" || s.Patch != got.run.Series.Patches[0].Subject {
+		t.Errorf("%s of case %q at %s:%d by patch %q", s.Kind, s.Case, s.File, s.Line, s.Patch)
+	}
+	for _, c := range got.run.Cases {
+		if want := map[bool]verdict.Status{true: verdict.Fail, false: verdict.Pass}[c.ID == narrow]; c.Status != want {
+			t.Errorf("%s is %s, want %s: %s", c.ID, c.Status, want, c.Detail)
+		}
+	}
+}
+
+// TestReferencePassesOnTheDebugKernel is the whole suite under KASAN and lockdep.
+func TestReferencePassesOnTheDebugKernel(t *testing.T) {
+	configurations(t)
+	got := zcvet(t, "run", "--kernel", "6.12", "--series", "reference", "--config", "debug")
+	got.requireCode(t, 0)
+	for _, name := range []string{"kmemleak", "fault-injection"} {
+		if !slices.ContainsFunc(got.run.Machine.Features, func(f verdict.Feature) bool { return f.Name == name && f.Here }) {
+			t.Errorf("the debug kernel lacks %s", name)
+		}
+	}
+}
+
 // crashed checks that one case crashed, that the splat names the line and the
 // patch, and that every other case still got its turn.
 func crashed(t *testing.T, got outcome) {
