@@ -41,6 +41,7 @@ const (
 	Images    Kind = "images"    // initramfs images
 	Probe     Kind = "probe"     // what was found out about this machine
 	Work      Kind = "work"      // build trees
+	Checks    Kind = "checks"    // results of checks, by what they are about
 )
 
 // Environment is the variable that moves the cache.

@@ -36,11 +36,26 @@ import (
 type workspace struct {
 	dir      string
 	pristine string
+	// variant tells several build directories of one source tree apart; empty for
+	// the only one.
+	variant string
 }
 
 func (w *workspace) source() string { return filepath.Join(w.dir, "linux") }
-func (w *workspace) build() string  { return filepath.Join(w.dir, "linux", "build") }
-func (w *workspace) state() string  { return filepath.Join(w.dir, "touched.json") }
+func (w *workspace) build() string  { return filepath.Join(w.dir, "linux", w.buildName()) }
+
+// buildName is the build directory as make's O= names it.
+func (w *workspace) buildName() string { return w.file("build") }
+
+// file is the name of a file or directory that each variant has of its own.
+func (w *workspace) file(name string) string {
+	if w.variant == "" {
+		return name
+	}
+	return name + "-" + w.variant
+}
+
+func (w *workspace) state() string { return filepath.Join(w.dir, "touched.json") }
 
 // prepare makes the source tree if it is not there, and then the tree's overlay
 // in it. The caller holds the workspace's lock.
@@ -306,7 +321,7 @@ func (w *workspace) setTouched(set map[string]bool) error {
 }
 
 // building is the file that is there while make runs.
-func (w *workspace) building() string { return filepath.Join(w.dir, "building") }
+func (w *workspace) building() string { return filepath.Join(w.dir, w.file("building")) }
 
 func (w *workspace) begin() error { return os.WriteFile(w.building(), nil, 0o644) }
 
