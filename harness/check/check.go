@@ -11,6 +11,7 @@ import (
 	"io"
 	"slices"
 
+	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
 
@@ -147,4 +148,40 @@ func Read(reader io.Reader) (*Report, error) {
 		return nil, fmt.Errorf("%s: schema %d, this zcvet reads schema %d", File, r.Schema, Schema)
 	}
 	return &r, nil
+}
+
+// Failed is the first result with status fail of a check, nil when there is none.
+func (r *Report) Failed(name string) *Result {
+	for _, results := range r.all() {
+		for i := range results {
+			if results[i].Name == name && results[i].Status == Fail {
+				return &results[i]
+			}
+		}
+	}
+	return nil
+}
+
+// Decide fills r.Totals and r.Exit. Err is what ended the checks early, or nil. A
+// series that does not apply, build or boot has the class of a run that met that,
+// any other failure is class test; warnings and skips fail nothing.
+func (r *Report) Decide(err error) {
+	r.Count()
+	class, why := fault.None, ""
+	switch {
+	case err != nil:
+		class, why = fault.Of(err), err.Error()
+	case r.Totals.Fail > 0:
+		class, why = fault.Test, fmt.Sprintf("%d failed", r.Totals.Fail)
+		for _, severe := range []struct {
+			name  string
+			class fault.Class
+		}{{Apply, fault.Apply}, {Build, fault.Build}, {Boot, fault.Boot}} {
+			if result := r.Failed(severe.name); result != nil {
+				class, why = severe.class, result.Summary
+				break
+			}
+		}
+	}
+	r.Exit = verdict.Exit{Class: class.String(), Code: class.ExitCode(), Error: why}
 }

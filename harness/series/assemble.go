@@ -164,7 +164,7 @@ func (m *mail) patch(number int) Patch {
 		title = "(no subject)"
 	}
 	return Patch{
-		Subject: title, Author: m.from, File: fileName(number, title),
+		Subject: title, Prefix: m.subject.prefix, Message: m.message, Author: m.from, File: fileName(number, title),
 		Mail: m.raw, Diff: m.diff, SHA256: hexSHA256(m.diff),
 	}
 }

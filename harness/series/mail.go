@@ -208,7 +208,7 @@ func (m *mail) takeInBodyHeaders() {
 			if m.subject.full == "" {
 				m.subject = parseSubject(decodeHeader(value))
 			} else {
-				m.subject.title = parseSubject(decodeHeader(value)).title
+				m.subject.title = parseSubject(decodeHeader(value)).title // the prefix stays the mail's
 			}
 		case "Date":
 		default:
@@ -228,6 +228,7 @@ func (m *mail) takeInBodyHeaders() {
 type subject struct {
 	full    string
 	title   string // without what is in brackets
+	prefix  string // what is in brackets
 	isReply bool
 	isPatch bool // there is a "[PATCH …]" of some form
 	// revision is the N of vN, 1 without.
@@ -280,6 +281,7 @@ func parseSubject(full string) subject {
 			break
 		}
 		s.isPatch = s.isPatch || matched
+		s.prefix = strings.TrimSpace(s.prefix + " " + m[1])
 		s.title = s.title[len(m[0]):]
 	}
 	s.title = strings.TrimSpace(s.title)

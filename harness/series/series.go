@@ -32,6 +32,11 @@ type Series struct {
 type Patch struct {
 	// Subject is the first line of the commit message, without "[PATCH …]".
 	Subject string
+	// Prefix is what is in the brackets before the subject, "PATCH net-next v2
+	// 1/3", empty without.
+	Prefix string
+	// Message is the commit message without the subject and what follows "---".
+	Message string
 	// Author is "Name <address>", empty when the patch does not say.
 	Author string
 	// File is the base name in the series' directory, or a name made from

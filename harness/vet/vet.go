@@ -269,20 +269,20 @@ func (v *Vetter) apply(ctx context.Context, options Options, run *verdict.Run, f
 	return patched, nil
 }
 
-// Load reads the series of a run.
-func (v *Vetter) Load(ctx context.Context, options Options) (*series.Series, error) {
+// Load finds the kernel and the series of a run.
+func (v *Vetter) Load(ctx context.Context, options Options) (*source.Kernel, *series.Series, error) {
 	from, err := v.source(ctx, options, &verdict.Run{})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	step := v.UI.Step("series")
 	wanted, err := v.load(ctx, options, from, step.Progress)
 	if err != nil {
 		step.Fail(err)
-		return nil, err
+		return nil, nil, err
 	}
 	step.Done("%s: %d patches", wanted.Name, len(wanted.Patches))
-	return wanted, nil
+	return from, wanted, nil
 }
 
 // load reads the series for a kernel, and cuts it where it is told to.

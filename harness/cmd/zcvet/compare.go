@@ -76,7 +76,7 @@ func (a *app) eachPatch(ctx context.Context, options vet.Options) error {
 	if err != nil {
 		return err
 	}
-	s, err := v.Load(ctx, options)
+	_, s, err := v.Load(ctx, options)
 	if err != nil {
 		return err
 	}
