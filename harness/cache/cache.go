@@ -39,6 +39,7 @@ const (
 	Sources   Kind = "sources"   // pristine kernel trees
 	Kernels   Kind = "kernels"   // built kernels, by kernel id
 	Images    Kind = "images"    // initramfs images
+	Selftests Kind = "selftests" // selftests of kernel trees, or why they do not compile
 	Probe     Kind = "probe"     // what was found out about this machine
 	Work      Kind = "work"      // build trees
 	Checks    Kind = "checks"    // results of checks, by what they are about

@@ -156,9 +156,9 @@ func leadsIn(line string) bool {
 		strings.HasSuffix(line, ": Assembler messages:")
 }
 
-// culprit says which patch of the series the diagnosis leads to, as a clause to
+// Culprit says which patch of the series the diagnosis leads to, as a clause to
 // put behind it; empty when nothing leads to any.
-func culprit(d Diagnosis, t *tree.Tree) string {
+func Culprit(d Diagnosis, t *tree.Tree) string {
 	name := func(patch int) string {
 		if patch < 0 || patch >= len(t.Applied) {
 			return fmt.Sprintf("patch %d", patch+1)

@@ -473,7 +473,7 @@ func (b *builder) explain(what string, err error) error {
 			WithOutput(diagnosis.Excerpt)
 	}
 	message := diagnosis.String()
-	if by := culprit(diagnosis, b.tree); by != "" {
+	if by := Culprit(diagnosis, b.tree); by != "" {
 		message += " (" + by + ")"
 	}
 	return fault.New(fault.Build, "%s", message).WithOutput(diagnosis.Excerpt)
