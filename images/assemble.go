@@ -8,7 +8,9 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 
 	"github.com/u-root/gobusybox/src/pkg/golang"
 	"github.com/u-root/mkuimage/cpio"
@@ -37,7 +39,7 @@ func skeleton() []cpio.Record {
 }
 
 // assemble writes the archive into dir.
-func assemble(ctx context.Context, options Options, programs []program, dir string) error {
+func assemble(ctx context.Context, options Options, programs []program, files []File, dir string) error {
 	records := skeleton()
 	for _, p := range programs {
 		content, err := os.ReadFile(p.file)
@@ -45,6 +47,16 @@ func assemble(ctx context.Context, options Options, programs []program, dir stri
 			return fault.New(fault.Infrastructure, "image: %w", err)
 		}
 		records = append(records, cpio.StaticRecord(content, cpio.Info{Name: p.place, Mode: cpio.S_IFREG | 0o755}))
+	}
+	for _, file := range files {
+		mode := uint64(cpio.S_IFREG | 0o644)
+		if file.Executable {
+			mode = cpio.S_IFREG | 0o755
+		}
+		if folder := path.Dir(file.Place); !slices.ContainsFunc(records, func(r cpio.Record) bool { return r.Name == folder }) {
+			records = append(records, cpio.Directory(folder, 0o755))
+		}
+		records = append(records, cpio.StaticRecord(file.Content, cpio.Info{Name: file.Place, Mode: mode}))
 	}
 	base, err := cpio.ArchiveFromRecords(records)
 	if err != nil {

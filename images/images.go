@@ -44,8 +44,20 @@ type Options struct {
 	// With32Bit adds a GOARCH=386 build of the agent as /agent32, for cases
 	// that a 32-bit task has to run.
 	With32Bit bool
+	// Files, if set, gives further files of the image. It is called once, beside
+	// or after the compilation of the agent, and may wait for a step before.
+	Files func(context.Context) ([]File, error)
 	// Log receives what the builders say; may be nil.
 	Log io.Writer
+}
+
+// File is a file in the image, owned by root.
+type File struct {
+	// Place is its slash-separated path, relative. The image makes its folder.
+	Place   string
+	Content []byte
+	// Executable gives it mode 0755, else it is 0644.
+	Executable bool
 }
 
 // Image is a built initramfs.
@@ -76,8 +88,14 @@ func Build(ctx context.Context, options Options) (*Image, error) {
 		return nil, err
 	}
 	defer unlock()
+	var files []File
+	if options.Files != nil {
+		if files, err = options.Files(ctx); err != nil {
+			return nil, err
+		}
+	}
 
-	id, err := identify(ctx, options, programs)
+	id, err := identify(ctx, options, programs, files)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +114,7 @@ func Build(ctx context.Context, options Options) (*Image, error) {
 		return nil, err
 	}
 	defer stage.Discard()
-	if err := assemble(ctx, options, programs, stage.Dir); err != nil {
+	if err := assemble(ctx, options, programs, files, stage.Dir); err != nil {
 		return nil, err
 	}
 	if err := stage.CommitFile(archiveName); err != nil {
@@ -242,11 +260,14 @@ func hashFile(path string) (string, error) {
 }
 
 // identify names the image that the options give.
-func identify(ctx context.Context, options Options, programs []program) (string, error) {
+func identify(ctx context.Context, options Options, programs []program, files []File) (string, error) {
 	sum := sha256.New()
 	_, _ = fmt.Fprintf(sum, "layout %d\n", layout)
 	for _, p := range programs {
 		_, _ = fmt.Fprintf(sum, "%s %s\n", p.place, p.hash)
+	}
+	for _, file := range files {
+		_, _ = fmt.Fprintf(sum, "%q %v %x\n", file.Place, file.Executable, sha256.Sum256(file.Content))
 	}
 	if options.Interactive {
 		// u-root's commands come from the module that go.mod names, built by

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"debug/elf"
 	"encoding/binary"
+	"errors"
 	"go/parser"
 	"go/token"
 	"os"
@@ -148,6 +149,36 @@ func Test32BitAgent(t *testing.T) {
 	image := build(t, Options{Cache: openCache(t), Root: tree(t, quietAgent), With32Bit: true})
 	if !slices.Contains(contents(t, image.Path), "100755 agent32") {
 		t.Error("no agent32 in the image")
+	}
+}
+
+func TestFurtherFiles(t *testing.T) {
+	dir, root := openCache(t), tree(t, quietAgent)
+	with := func(content string) Options {
+		return Options{Cache: dir, Root: root, Files: func(context.Context) ([]File, error) {
+			return []File{
+				{Place: "extra/program", Content: []byte(content), Executable: true},
+				{Place: "extra/text", Content: []byte("text")},
+			}, nil
+		}}
+	}
+	image := build(t, with("first"))
+	names := contents(t, image.Path)
+	for _, want := range []string{"40755 extra", "100755 extra/program", "100644 extra/text"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("no %q in the image: %q", want, names)
+		}
+	}
+	if again := build(t, with("first")); !again.Cached || again.ID != image.ID {
+		t.Error("the same files gave another image")
+	}
+	if other := build(t, with("second")); other.Cached || other.ID == image.ID {
+		t.Error("another file gave the old image")
+	}
+	failure := errors.New("no such file")
+	_, err := Build(t.Context(), Options{Cache: dir, Root: root, Files: func(context.Context) ([]File, error) { return nil, failure }})
+	if !errors.Is(err, failure) {
+		t.Errorf("a file that cannot be had: %v", err)
 	}
 }
 

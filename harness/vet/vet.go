@@ -17,12 +17,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/zcvet/zcvet/guest/cases"
 	"github.com/zcvet/zcvet/harness/cache"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/kbuild"
 	"github.com/zcvet/zcvet/harness/machine"
 	"github.com/zcvet/zcvet/harness/matrix"
 	"github.com/zcvet/zcvet/harness/progress"
+	"github.com/zcvet/zcvet/harness/selftest"
 	"github.com/zcvet/zcvet/harness/series"
 	"github.com/zcvet/zcvet/harness/source"
 	"github.com/zcvet/zcvet/harness/splat"
@@ -177,11 +179,20 @@ func (v *Vetter) prepare(ctx context.Context, options Options, run *verdict.Run,
 	return p, nil
 }
 
-// kernelAndImage builds both side by side, as neither depends on the other. The
-// first that fails stops the other, and its error is returned.
+// kernelAndImage builds both side by side: the image needs nothing of the kernel
+// but the tree. The first that fails stops the other, and its error is returned.
 func (v *Vetter) kernelAndImage(ctx context.Context, options Options, run *verdict.Run, image images.Options, p *Prepared) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	known := make(chan struct{})
+	image.Files = func(ctx context.Context) ([]images.File, error) {
+		select {
+		case <-known:
+			return v.selftest(ctx, p.Tree)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 	var other sync.WaitGroup
 	other.Go(func() {
 		built, err := images.Build(ctx, image)
@@ -190,14 +201,33 @@ func (v *Vetter) kernelAndImage(ctx context.Context, options Options, run *verdi
 		}
 		p.Image = built
 	})
-	if err := v.kernel(ctx, options, run, p); err != nil {
+	if err := v.kernel(ctx, options, run, p, func() { close(known) }); err != nil {
 		stop(err)
 	}
 	other.Wait()
 	return context.Cause(ctx)
 }
 
-func (v *Vetter) kernel(ctx context.Context, options Options, run *verdict.Run, p *Prepared) error {
+// selftest gives the guest the tree's own test, or the reason it has none.
+func (v *Vetter) selftest(ctx context.Context, t *tree.Tree) ([]images.File, error) {
+	if t == nil {
+		return nil, nil // an image: kernel has no tree
+	}
+	built, err := selftest.Build(ctx, t, selftest.Options{Cache: v.Cache, Log: v.Log})
+	switch {
+	case err != nil:
+		return nil, err
+	case built.Absent:
+		return []images.File{{Place: cases.SelftestAbsent, Content: []byte("the tree has no " + selftest.Source)}}, nil
+	case built.Failure != "":
+		return []images.File{{Place: cases.SelftestFailure, Content: []byte(built.Failure)}}, nil
+	}
+	return []images.File{{Place: cases.SelftestProgram, Content: built.Program, Executable: true}}, nil
+}
+
+// kernel builds the kernel of a run. It calls known when p.Tree is what it will
+// be.
+func (v *Vetter) kernel(ctx context.Context, options Options, run *verdict.Run, p *Prepared, known func()) error {
 	config, err := configuration(options)
 	if err != nil {
 		return err
@@ -208,11 +238,13 @@ func (v *Vetter) kernel(ctx context.Context, options Options, run *verdict.Run, 
 		return err
 	}
 	if from.Image != "" {
+		known()
 		return v.given(ctx, options, run, from, p)
 	}
 	if p.Tree, err = v.apply(ctx, options, run, from); err != nil {
 		return err
 	}
+	known()
 	return v.build(ctx, options, run, config, p)
 }
 
@@ -461,7 +493,7 @@ func (p *Prepared) blame(file string, line int) (string, bool) {
 // Kernel builds the kernel of a run and nothing else. The caller closes it.
 func (v *Vetter) Kernel(ctx context.Context, options Options) (*kbuild.Kernel, error) {
 	p := &Prepared{}
-	if err := v.kernel(ctx, options, &verdict.Run{}, p); err != nil {
+	if err := v.kernel(ctx, options, &verdict.Run{}, p, func() {}); err != nil {
 		return nil, err
 	}
 	return p.Kernel, nil
