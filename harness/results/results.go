@@ -7,6 +7,7 @@
 //	junit.xml       JUnit
 //	report.html     for people: one file, to be opened in a browser
 //	report.md       for job summaries
+//	report.txt      a reply to the series, to be sent by mail
 //	console.log     every line of every machine's console
 //	kernel.config   the configuration the kernel was built with
 //	series/         the patches as they were applied
@@ -241,7 +242,10 @@ func (d *Directory) CopyConfig(from string) error {
 
 // Write stores the run in all its forms, run.json last: where it is, the rest is
 // too.
-func (d *Directory) Write(run *verdict.Run) error {
+func (d *Directory) Write(run *verdict.Run) error { return Render(d.Path, run) }
+
+// Render stores a run in all its forms in a directory, over those that are there.
+func Render(directory string, run *verdict.Run) error {
 	forms := []struct {
 		name  string
 		write func(io.Writer) error
@@ -250,10 +254,11 @@ func (d *Directory) Write(run *verdict.Run) error {
 		{"junit.xml", func(w io.Writer) error { return report.WriteJUnit(w, run) }},
 		{"report.md", func(w io.Writer) error { return report.WriteMarkdown(w, run) }},
 		{"report.html", func(w io.Writer) error { return page.WriteRun(w, run) }},
+		{"report.txt", func(w io.Writer) error { return report.WriteText(w, run, Tester()) }},
 		{"run.json", run.Write},
 	}
 	for _, form := range forms {
-		if err := d.WriteFile(form.name, form.write); err != nil {
+		if err := writeFile(directory, form.name, form.write); err != nil {
 			return err
 		}
 	}
@@ -263,6 +268,11 @@ func (d *Directory) Write(run *verdict.Run) error {
 // WriteFile stores a file whole or not at all.
 func (d *Directory) WriteFile(name string, write func(io.Writer) error) error {
 	return writeFile(d.Path, name, write)
+}
+
+// RenderFile stores one form of some results in their directory.
+func RenderFile(directory, name string, write func(io.Writer) error) error {
+	return writeFile(directory, name, write)
 }
 
 // writeFile makes a file in a directory, whole or not at all.

@@ -64,7 +64,7 @@ func TestWriteLeavesEveryForm(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"run.json", "results.ktap", "junit.xml", "report.md", "report.html", "console.log", "evidence/poll_edge_tcp_ipv4_nic.pcapng"} {
+	for _, name := range []string{"run.json", "results.ktap", "junit.xml", "report.md", "report.html", "report.txt", "console.log", "evidence/poll_edge_tcp_ipv4_nic.pcapng"} {
 		if _, err := os.Stat(filepath.Join(path, name)); err != nil {
 			t.Error(err)
 		}
