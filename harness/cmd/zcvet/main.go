@@ -95,7 +95,7 @@ hung or splatted, 7 infrastructure.`,
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "every case, and what the tools print")
 	root.MarkFlagsMutuallyExclusive("quiet", "verbose")
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(a.runCommand(), a.compareCommand(), a.checkCommand(), a.mutateCommand(), a.benchCommand(), a.buildCommand(), a.shellCommand(), a.doctorCommand(), a.cacheCommand(), a.matrixCommand(), a.janitorCommand())
+	root.AddCommand(a.runCommand(), a.compareCommand(), a.checkCommand(), a.mutateCommand(), a.benchCommand(), a.buildCommand(), a.shellCommand(), a.doctorCommand(), a.cacheCommand(), a.matrixCommand(), a.reportCommand(), a.b4CheckCommand(), a.janitorCommand())
 	a.noteRunning(root)
 	return root
 }

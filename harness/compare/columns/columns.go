@@ -12,6 +12,7 @@ import (
 	"github.com/zcvet/zcvet/harness/compare"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/report"
+	"github.com/zcvet/zcvet/harness/report/page"
 	"github.com/zcvet/zcvet/harness/results"
 	"github.com/zcvet/zcvet/harness/verdict"
 	"github.com/zcvet/zcvet/harness/vet"
@@ -83,6 +84,9 @@ func (c *Comparer) Compare(ctx context.Context, columns []Column, options vet.Op
 // Store writes a comparison in all its forms.
 func Store(comparison *compare.Comparison, group *results.Group) error {
 	if err := group.Write("compare.md", func(w io.Writer) error { return report.WriteComparison(w, comparison) }); err != nil {
+		return err
+	}
+	if err := group.Write("report.html", func(w io.Writer) error { return page.WriteComparison(w, comparison) }); err != nil {
 		return err
 	}
 	return group.Write(compare.File, comparison.Write)

@@ -34,7 +34,8 @@ var templates = template.Must(template.New("").Funcs(template.FuncMap{
 	"join":     func(list []string) string { return strings.Join(list, ", ") },
 	"lines":    func(list []string) string { return clean(strings.Join(list, "\n")) },
 	"calls":    calls, "command": func(id, label, text string) command { return command{id, label, text} },
-	"lineClass": lineClass, "runs": runs, "percent": percent,
+	"checkClass": checkClass,
+	"lineClass":  lineClass, "runs": runs, "percent": percent,
 	"cellClass": cellClass, "cellText": cellText, "interesting": interesting,
 	"add": func(a, b int) int { return a + b },
 }).ParseFS(assets, "assets/*.html"))
