@@ -104,7 +104,7 @@ func (p *patchWalk) compile(ctx context.Context) error {
 	if err != nil {
 		return fault.New(fault.Infrastructure, "%w", err)
 	}
-	targets, err := p.targets()
+	targets, err := p.targets(ctx)
 	if err != nil {
 		return err
 	}
@@ -258,7 +258,7 @@ func weight(text string) int {
 // targets are what make compiles for a patch: the directories of the C files it
 // touches, or for one that touches headers only those of all C files of the series.
 // Programs of the host, such as selftests, are none of the kernel's.
-func (p *patchWalk) targets() ([]string, error) {
+func (p *patchWalk) targets(ctx context.Context) ([]string, error) {
 	targets, err := p.directories(p.touched)
 	if err != nil || len(targets) > 0 {
 		return targets, err
@@ -266,7 +266,7 @@ func (p *patchWalk) targets() ([]string, error) {
 	if !slices.ContainsFunc(p.touched, func(name string) bool { return strings.HasSuffix(name, ".h") && isKernel(name) }) {
 		return nil, nil
 	}
-	whole, err := p.apply(context.Background(), len(p.series.Patches))
+	whole, err := p.apply(ctx, len(p.series.Patches))
 	if fault.Of(err) == fault.Apply {
 		return nil, nil
 	}
