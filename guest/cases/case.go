@@ -72,6 +72,8 @@ var (
 var (
 	// Everywhere is both protocols over both families on every link.
 	Everywhere = Axes{IP, BothFamilies, EveryLink}
+	// EveryProtocol is Everywhere and VSOCK.
+	EveryProtocol = Everywhere.For(TCP, UDP, VSOCK)
 	// CopiedAndNot has one link that copies the data and one that does not, for
 	// behaviour in which links differ by nothing else.
 	CopiedAndNot = Everywhere.On(network.Loopback, network.NIC)

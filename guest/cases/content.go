@@ -37,7 +37,7 @@ var _ = add(Case{
 	Name:   "content/fields",
 	Doc:    "a notification is one control message of the socket's family with origin 5, errno 0, an inclusive range, and no other bit than COPIED",
 	Covers: []string{"Z20", "Z21"},
-	Axes:   Everywhere.For(TCP, UDP, VSOCK).Over(network.IPv4, network.IPv6, network.Mapped),
+	Axes:   EveryProtocol.Over(network.IPv4, network.IPv6, network.Mapped),
 }, func(t *T) {
 	pair := t.Pair()
 	sendAndAwait(t, pair)
@@ -83,7 +83,7 @@ var _ = add(Case{
 	Name:   "content/message",
 	Doc:    "reading a notification gives 0 bytes, sets MSG_ERRQUEUE and neither MSG_CTRUNC nor MSG_TRUNC, and leaves the data buffer alone",
 	Covers: []string{"Z22"},
-	Axes:   Everywhere,
+	Axes:   EveryProtocol,
 }, func(t *T) {
 	pair := t.Pair()
 	sendAndAwait(t, pair)
@@ -111,7 +111,7 @@ var _ = add(Case{
 	Name:   "content/control-too-small",
 	Doc:    "a control buffer without room for the notification is reported by MSG_CTRUNC, and nothing is written behind it",
 	Covers: []string{"Z23"},
-	Axes:   Everywhere,
+	Axes:   EveryProtocol,
 }, func(t *T) {
 	pair := t.Pair()
 	for _, room := range []int{0, 8, unix.SizeofCmsghdr, unix.CmsgLen(8)} {
@@ -133,7 +133,7 @@ var _ = add(Case{
 	Name:   "content/empty-queue",
 	Doc:    "reading an empty error queue fails with EAGAIN at once, on a blocking socket too",
 	Covers: []string{"Z24"},
-	Axes:   Everywhere.For(TCP, UDP, VSOCK),
+	Axes:   EveryProtocol,
 }, func(t *T) {
 	pair := t.Pair()
 	// Without a limit a kernel that blocks here blocks for ever, and the case
@@ -193,7 +193,7 @@ var _ = add(Case{
 	Name:   "content/io-undisturbed",
 	Doc:    "pending notifications disturb neither reads nor writes and set no socket error",
 	Covers: []string{"Z26"},
-	Axes:   Everywhere,
+	Axes:   EveryProtocol,
 }, func(t *T) {
 	// The address lets the receiver of datagrams answer.
 	pair := t.Pair(func(s *Socket) {

@@ -21,7 +21,7 @@ var _ = add(Case{
 	Name:   "counter/consecutive-ids",
 	Doc:    "each successful zerocopy send takes one id, counted from 0 without a gap",
 	Covers: []string{"Z10", "Z30"},
-	Axes:   Everywhere.For(TCP, UDP, VSOCK),
+	Axes:   EveryProtocol,
 }, func(t *T) {
 	pair := t.Pair()
 	const sends = 16
@@ -439,7 +439,7 @@ var _ = add(Case{
 	Name:   "counter/no-id-for-copied-sends",
 	Doc:    "sends without the flag in between take no id, and their data keeps its place",
 	Covers: []string{"Z15"},
-	Axes:   Everywhere,
+	Axes:   EveryProtocol,
 }, func(t *T) {
 	pair := t.Pair()
 	var stream []byte
@@ -455,7 +455,7 @@ var _ = add(Case{
 		}
 		stream = append(stream, data...)
 	}
-	if t.Proto == TCP {
+	if t.Proto != UDP {
 		pair.Receiver.MustReceive(stream)
 	}
 	pair.Sender.Collect(4)
@@ -490,7 +490,7 @@ var _ = add(Case{
 	Name:   "counter/shared-after-fork",
 	Doc:    "a forked child counts on with the socket it inherited, from memory it inherited",
 	Covers: []string{"Z17", "Z71"},
-	Axes:   Everywhere.For(TCP, UDP, VSOCK),
+	Axes:   EveryProtocol,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	data := t.Payload(600, 4)
@@ -529,7 +529,7 @@ var _ = add(Case{
 	Name:   "counter/shared-by-threads",
 	Doc:    "threads that send on one socket get ids without gap or duplicate",
 	Covers: []string{"Z17", "Z30"},
-	Axes:   Everywhere.For(TCP, UDP, VSOCK),
+	Axes:   EveryProtocol,
 }, func(t *T) {
 	pair := t.Pair()
 	const threads, each, length = 4, 32, 512

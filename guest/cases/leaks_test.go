@@ -101,7 +101,7 @@ func awaitNoSockets(t *testing.T, counters *leak.Counters) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		count, err := counters.Take()
+		count, err := counters.Take(false)
 		if err != nil {
 			t.Fatal(err)
 		}

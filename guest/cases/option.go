@@ -14,7 +14,7 @@ var _ = add(Case{
 	Name:   "option/off-flag-ignored",
 	Doc:    "without SO_ZEROCOPY the flag is ignored: the data is sent, no id is taken, no notification comes",
 	Covers: []string{"Z01"},
-	Axes:   Everywhere,
+	Axes:   EveryProtocol,
 }, func(t *T) {
 	pair := t.Pair(WithoutZerocopy)
 	for i := range 3 {
@@ -35,7 +35,7 @@ var _ = add(Case{
 	Name:   "option/values",
 	Doc:    "SO_ZEROCOPY takes 0 and 1, getsockopt returns it, anything else is EINVAL and changes nothing",
 	Covers: []string{"Z02"},
-	Axes:   Everywhere.For(TCP, UDP, VSOCK).On(),
+	Axes:   EveryProtocol.On(),
 }, func(t *T) {
 	s := t.Socket(SenderEnd)
 	expect := func(want int, when string) {
@@ -135,7 +135,7 @@ var _ = add(Case{
 	Name:   "option/set-at-any-time",
 	Doc:    "the option can be set before and after connecting; while it is off no ids are taken, and the count goes on when it is on again",
 	Covers: []string{"Z01", "Z05", "Z10"},
-	Axes:   CopiedAndNot,
+	Axes:   EveryProtocol,
 }, func(t *T) {
 	pair := t.Pair(WithoutZerocopy)
 	seed := byte(0)

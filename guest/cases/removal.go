@@ -151,7 +151,7 @@ func (t *T) ownNetwork() *network.Network {
 		counters := OpenCounters(t.own) // not before: they hold the namespaces
 		defer counters.Close()
 		t.Eventually("no socket is left in the case's own namespaces", func() bool {
-			count, err := counters.Take()
+			count, err := counters.Take(false)
 			t.Check(err, "count the sockets")
 			return count.Sockets["sender"] == 0 && count.Sockets["receiver"] == 0
 		})

@@ -40,6 +40,7 @@ import (
 type Counters struct {
 	sockstat map[string]*os.File // by the name of the namespace
 	flags    *os.File            // kpageflags
+	pagemap  *os.File
 	vmstat   *os.File
 	refresh  *os.File // stat_refresh
 	missing  map[string]error
@@ -76,6 +77,7 @@ func Open(namespaces map[string]*network.Namespace) *Counters {
 		}
 	}
 	c.flags = open(Pages, "/proc/kpageflags")
+	c.pagemap = open(Pages, notify.Pagemap)
 	c.vmstat = open(Pins, "/proc/vmstat")
 	c.refresh = open(Pins, "/proc/sys/vm/stat_refresh")
 	return c
@@ -86,7 +88,7 @@ func (c *Counters) Close() {
 	for _, file := range c.sockstat {
 		_ = file.Close()
 	}
-	for _, file := range []*os.File{c.flags, c.vmstat, c.refresh} {
+	for _, file := range []*os.File{c.flags, c.pagemap, c.vmstat, c.refresh} {
 		_ = file.Close()
 	}
 }
@@ -101,12 +103,13 @@ type Count struct {
 	Sockets map[string]int
 	// Details is the whole of sockstat, for messages.
 	Details map[string]string
-	// Pinned and Unpinned count pages since boot.
+	// Pinned and Unpinned count pages since boot, both 0 if not asked for.
 	Pinned, Unpinned uint64
 }
 
-// Take reads the counters.
-func (c *Counters) Take() (Count, error) {
+// Take reads the counters, those of pins only with pins: to count exactly makes
+// every processor work, milliseconds on a busy machine.
+func (c *Counters) Take(pins bool) (Count, error) {
 	count := Count{Sockets: make(map[string]int), Details: make(map[string]string)}
 	if c.missing[Sockets] == nil {
 		for name, file := range c.sockstat {
@@ -122,7 +125,7 @@ func (c *Counters) Take() (Count, error) {
 			count.Details[name] = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' }), ", ")
 		}
 	}
-	if c.missing[Pins] == nil {
+	if pins && c.missing[Pins] == nil {
 		// Reading it brings the counts of every processor into vmstat.
 		if _, err := whole(c.refresh); err != nil {
 			return count, err
@@ -188,6 +191,14 @@ const (
 	pageMapped    = 1 << 11
 	pageAnonymous = 1 << 12
 )
+
+// Frames returns the physical addresses of memory, for Held.
+func (c *Counters) Frames(memory *notify.Memory) ([]uint64, error) {
+	if err := c.missing[Pages]; err != nil {
+		return nil, err
+	}
+	return memory.PhysicalIn(c.pagemap)
+}
 
 // Held returns those of the pages, given by their physical addresses, that have
 // been unmapped everywhere and are not free: somebody holds a reference. Pages

@@ -87,7 +87,7 @@ func TestSocketIsCountedUntilItsLastReference(t *testing.T) {
 	}
 	take := func() Count {
 		t.Helper()
-		count, err := counters.Take()
+		count, err := counters.Take(true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,7 +124,7 @@ func TestHeldPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	frames, err := memory.Physical()
+	frames, err := counters.Frames(memory)
 	if err != nil {
 		t.Skipf("no physical addresses here: %v", err)
 	}

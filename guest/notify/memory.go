@@ -5,6 +5,7 @@ package notify
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 	"unsafe"
 
@@ -91,17 +92,25 @@ const (
 	pagemapFrame   = 1<<55 - 1
 )
 
+// Pagemap is where a process finds the physical addresses of its memory.
+const Pagemap = "/proc/self/pagemap"
+
 // Physical returns the physical address of each page, in order. It needs
 // CAP_SYS_ADMIN: without it the kernel shows frame 0 for every page, which is an
 // error here.
 func (m *Memory) Physical() ([]uint64, error) {
-	file, err := os.Open("/proc/self/pagemap")
+	file, err := os.Open(Pagemap)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
+	return m.PhysicalIn(file)
+}
+
+// PhysicalIn is Physical for who has [Pagemap] open.
+func (m *Memory) PhysicalIn(pagemap io.ReaderAt) ([]uint64, error) {
 	raw := make([]byte, 8*(len(m.data)/PageSize))
-	if _, err := file.ReadAt(raw, int64(m.Address()/uintptr(PageSize))*8); err != nil {
+	if _, err := pagemap.ReadAt(raw, int64(m.Address()/uintptr(PageSize))*8); err != nil {
 		return nil, fmt.Errorf("read pagemap: %w", err)
 	}
 	addresses := make([]uint64, 0, len(raw)/8)
