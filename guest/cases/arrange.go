@@ -203,6 +203,18 @@ func (s *Socket) AwaitAcknowledged() {
 	})
 }
 
+// retransmitted tells whether a stream has sent anything twice so far. It ends the
+// case.
+func (s *Socket) retransmitted() bool {
+	s.t.Helper()
+	if s.t.Proto != TCP {
+		return false
+	}
+	info, err := unix.GetsockoptTCPInfo(s.FD, unix.IPPROTO_TCP, unix.TCP_INFO)
+	s.t.Check(err, "TCP_INFO")
+	return info.Total_retrans > 0
+}
+
 // ExpectNothing ends the case as failed if a notification has come; why says what
 // the application would suffer. Whatever must have happened before has to be
 // waited for by the caller.

@@ -44,13 +44,22 @@ var _ = add(Case{
 	Covers: []string{"Z35", "Z30"},
 	Axes:   Everywhere,
 }, func(t *T) {
-	pair := t.Pair()
-	entries := exchange(t, pair, 24)
-	for i := 1; i < len(entries); i++ {
-		if entries[i].Low != entries[i-1].High+1 {
-			t.Errorf("%v came after %v: nothing was lost, so an application that frees its buffers in order keeps some for too long", entries[i], entries[i-1])
+	for range 3 {
+		pair := t.Pair()
+		entries := exchange(t, pair, 24)
+		if pair.Sender.retransmitted() {
+			// On a machine that is busy elsewhere a stream takes for lost what
+			// only takes long; its device then has the data twice.
+			continue
 		}
+		for i := 1; i < len(entries); i++ {
+			if entries[i].Low != entries[i-1].High+1 {
+				t.Errorf("%v came after %v: nothing was lost, so an application that frees its buffers in order keeps some for too long", entries[i], entries[i-1])
+			}
+		}
+		return
 	}
+	t.Skipf("TCP retransmits on this machine although nothing is lost")
 })
 
 var _ = add(Case{
@@ -515,6 +524,8 @@ var _ = add(Case{
 	Doc:    "switching IP_RECVERR off throws away network errors, not notifications",
 	Covers: []string{"Z38"},
 	Axes:   Everywhere,
+	// Older kernels empty the whole queue (skb_queue_purge in ip_sockglue.c).
+	Needs: []string{RecverrKeeps},
 }, func(t *T) {
 	queue := t.NewQueue(receiveErrors)
 	queue.Send()
