@@ -291,11 +291,28 @@ func (t *T) transmitted() uint64 {
 	return count
 }
 
+// probeForLoss switches tail loss probes on for the case, as the kernel has them by
+// default: whoever loses frames would wait 200 ms for each otherwise. It ends the
+// case.
+func (t *T) probeForLoss() {
+	t.Helper()
+	const file = "/proc/sys/net/ipv4/tcp_early_retrans"
+	before, err := os.ReadFile(file)
+	t.Check(err, "read a sysctl")
+	t.Check(sys.WriteFile(file, []byte("3")), "switch tail loss probes on")
+	t.Cleanup(func() {
+		if err := sys.WriteFile(file, before); err != nil {
+			t.Errorf("restore a sysctl: %v", err)
+		}
+	})
+}
+
 // disturb adds rules for what the sender transmits, and returns the check that
 // each of them has acted: without it a case could show nothing. A rule begins to
 // count frames when the one before it is used up. It ends the case.
 func (t *T) disturb(rules ...nic.Rule) (expectDisturbed func()) {
 	t.Helper()
+	t.probeForLoss()
 	numbers := make([]int, len(rules))
 	for i, rule := range rules {
 		rule.Port = t.NIC().Sender

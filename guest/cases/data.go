@@ -286,6 +286,7 @@ var _ = add(Case{
 	Covers: []string{"Z72", "Z36", "Z3A"},
 	Axes:   OnNIC.For(TCP),
 }, func(t *T) {
+	t.probeForLoss()
 	pair := t.Pair(noDelay)
 	lost := t.NIC().AddRule(nic.Rule{Port: t.NIC().Sender, Match: nic.TCPData, Action: nic.Drop})
 	buffer := t.Payload(1200, 1)

@@ -68,6 +68,7 @@ var _ = add(Case{
 	Covers: []string{"Z30", "Z35", "Z70"},
 	Axes:   OnNICs.For(TCP),
 }, func(t *T) {
+	t.probeForLoss()
 	pair := t.Pair(noDelay)
 	// Counted in frames and drawn from the seed of the run. Few are lost in a
 	// row, because TCP doubles its patience with each.

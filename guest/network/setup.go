@@ -41,6 +41,7 @@ var settings = []setting{
 	{"net/ipv6/conf/all/addr_gen_mode", "1", "no link-local addresses: duplicate address detection and router solicitations would put frames between those of a case"},
 	{"net/ipv6/conf/default/addr_gen_mode", "1", "the same for devices that come into the namespace later"},
 	{"net/ipv4/tcp_no_metrics_save", "1", "a case that loses frames must not slow down the connections of the next one"},
+	{"net/ipv4/tcp_early_retrans", "0", "no tail loss probes: they send a segment again when its acknowledgement takes 10 ms, as it does when the host is busy, and a case then sees two frames and two timestamps of one send"},
 	{"net/ipv4/icmp_ratelimit", "0", "a case that provokes an ICMP error must get it, whatever ran before"},
 	{"net/ipv6/icmp/ratelimit", "0", "the same for ICMPv6"},
 	{"net/ipv4/ping_group_range", "0 0", "lets the agent open ping sockets, which must refuse SO_ZEROCOPY"},
