@@ -47,8 +47,8 @@ type Options struct {
 	Kills int
 	// Parallel is how many machines run at a time, 0 for one.
 	Parallel int
-	// Console opens the console log of a mutant; nil keeps none.
-	Console func(mutant string) (io.WriteCloser, error)
+	// Console opens a console log, named after the mutant; nil keeps none.
+	Console func(name string) (io.WriteCloser, error)
 	// Progress receives the number of finished cases of Clean, of finished mutants
 	// of Run.
 	Progress progress.Func
@@ -115,20 +115,50 @@ func Clean(ctx context.Context, lab Laboratory, options Options) (*Baseline, err
 		instances = union(instances, plans(lab, options))
 	}
 	baseline := &Baseline{}
-	if len(instances) == 0 {
-		return baseline, nil
-	}
 	started := time.Now()
-	result, err := run(ctx, lab, mutants.None, instances, options, suite.Options{Progress: options.Progress})
-	baseline.Seconds = time.Since(started).Seconds()
-	if result != nil {
-		baseline.Cases, baseline.Skipped = count(result)
-		baseline.Failures = failures(result)
+	var lock sync.Mutex // guards finished and baseline
+	finished := 0
+	group, ctx := errgroup.WithContext(ctx)
+	for i, share := range deal(instances, max(options.Parallel, 1)) {
+		log := mutants.None
+		if i > 0 {
+			log += fmt.Sprintf("-%d", i+1)
+		}
+		group.Go(func() error {
+			result, err := run(ctx, lab, mutants.None, log, share, options, suite.Options{OnCase: func(verdict.Case) {
+				lock.Lock()
+				defer lock.Unlock()
+				finished++
+				options.Progress.Report(progress.Update{Done: int64(finished), Total: int64(len(instances)), Unit: progress.Cases})
+			}})
+			if result != nil {
+				lock.Lock()
+				defer lock.Unlock()
+				ran, skipped := count(result)
+				baseline.Cases += ran
+				baseline.Skipped += skipped
+				baseline.Failures = append(baseline.Failures, failures(result)...)
+			}
+			return err
+		})
 	}
+	err := group.Wait()
+	slices.SortFunc(baseline.Failures, func(a, b Failure) int { return strings.Compare(a.Case, b.Case) })
+	baseline.Seconds = time.Since(started).Seconds()
 	if err != nil {
 		return baseline, fmt.Errorf("the kernel without a fault: %w", err)
 	}
 	return baseline, nil
+}
+
+// deal gives each of so many machines its share of the instances, none an empty
+// one.
+func deal(instances []link.Instance, machines int) [][]link.Instance {
+	shares := make([][]link.Instance, min(machines, len(instances)))
+	for i, instance := range instances {
+		shares[i%len(shares)] = append(shares[i%len(shares)], instance)
+	}
+	return shares
 }
 
 // Run runs the cases on every mutant but those that failed in the baseline: what
@@ -239,7 +269,7 @@ func runMutant(ctx context.Context, lab Laboratory, m mutants.Mutant, instances 
 	}
 	started := time.Now()
 	kills := 0
-	outcome, err := run(ctx, lab, m.Name, instances, options, suite.Options{
+	outcome, err := run(ctx, lab, m.Name, m.Name, instances, options, suite.Options{
 		OnCase: func(c verdict.Case) {
 			if failed(c.Status) && intersect(c.Covers, m.Covers) {
 				kills++
@@ -267,11 +297,12 @@ func runMutant(ctx context.Context, lab Laboratory, m mutants.Mutant, instances 
 	return result, nil
 }
 
-func run(ctx context.Context, lab Laboratory, mutant string, instances []link.Instance, options Options, how suite.Options) (*suite.Result, error) {
+// run runs instances on a mutant with a console log of that name.
+func run(ctx context.Context, lab Laboratory, mutant, log string, instances []link.Instance, options Options, how suite.Options) (*suite.Result, error) {
 	if options.Console == nil {
 		return lab.Run(ctx, mutant, instances, how)
 	}
-	console, err := options.Console(mutant)
+	console, err := options.Console(log)
 	if err != nil {
 		return nil, fault.New(fault.Infrastructure, "console log: %w", err)
 	}

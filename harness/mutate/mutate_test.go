@@ -218,6 +218,18 @@ func TestClean(t *testing.T) {
 	if baseline.Cases != 4 || baseline.Skipped != 1 || len(baseline.Failures) != 1 {
 		t.Errorf("the whole suite: %+v", baseline)
 	}
+
+	// Several machines share the work.
+	options.Parallel = 3
+	baseline.Seconds = 0
+	again, err := Clean(t.Context(), lab, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Seconds = 0
+	if diff := cmp.Diff(baseline, again); diff != "" {
+		t.Errorf("on three machines (-one +three):\n%s", diff)
+	}
 }
 
 func TestErrorsEndTheRun(t *testing.T) {
