@@ -196,6 +196,8 @@ func init() {
 func fillSendBuffer(t *T, q *Queue, message *notify.Message) {
 	t.Helper()
 	if t.Proto == TCP {
+		// An acknowledgement that is still on its way would make room again.
+		q.Sender.AwaitAcknowledged()
 		t.NIC().AddRule(nic.Rule{Port: t.NIC().Sender, Match: nic.TCPData, Action: nic.Withhold})
 	} else {
 		t.NIC().Hold(true)
