@@ -62,7 +62,8 @@ type Verdict string
 
 // The verdicts.
 const (
-	// Killed: a case failed that covers one of the mutant's ids.
+	// Killed: a case failed that covers one of the mutant's ids, and failed again
+	// when it was repeated.
 	Killed Verdict = "killed"
 	// Survived: none did. Cases that cover other ids may have.
 	Survived Verdict = "survived"
@@ -83,10 +84,12 @@ type Failure struct {
 type Result struct {
 	mutants.Mutant
 	Verdict Verdict `json:"verdict"`
-	// KilledBy are the cases that failed and cover an id of the mutant, NoticedBy
-	// the others that failed.
+	// KilledBy are the cases that failed, twice, and cover an id of the mutant,
+	// NoticedBy the others that failed.
 	KilledBy  []Failure `json:"killed_by"`
 	NoticedBy []Failure `json:"noticed_by"`
+	// Once are cases that failed as KilledBy did, but not when they were repeated.
+	Once []Failure `json:"once,omitempty"`
 	// Ran is how many cases got a status, Skipped how many of those were skipped.
 	Ran     int     `json:"ran"`
 	Skipped int     `json:"skipped"`
@@ -268,33 +271,84 @@ func runMutant(ctx context.Context, lab Laboratory, m mutants.Mutant, instances 
 		return result, nil
 	}
 	started := time.Now()
-	kills := 0
-	outcome, err := run(ctx, lab, m.Name, m.Name, instances, options, suite.Options{
-		OnCase: func(c verdict.Case) {
-			if failed(c.Status) && intersect(c.Covers, m.Covers) {
-				kills++
-			}
-		},
-		Enough: func() bool { return !options.All && options.Kills > 0 && kills >= options.Kills },
-	})
-	result.Seconds = time.Since(started).Seconds()
-	if err != nil {
-		return nil, err
+	for left := instances; len(left) > 0; {
+		kills := len(result.KilledBy)
+		outcome, err := run(ctx, lab, m.Name, m.Name, left, options, suite.Options{
+			OnCase: func(c verdict.Case) {
+				if failed(c.Status) && intersect(c.Covers, m.Covers) {
+					kills++
+				}
+			},
+			Enough: func() bool { return options.enough(kills) },
+		})
+		if err != nil {
+			return nil, err
+		}
+		ran, skipped := count(outcome)
+		result.Ran += ran
+		result.Skipped += skipped
+		if err := judge(ctx, lab, result, outcome, left, options); err != nil {
+			return nil, err
+		}
+		if options.enough(len(result.KilledBy)) {
+			break
+		}
+		left = unfinished(left, outcome)
 	}
-	result.Ran, result.Skipped = count(outcome)
+	result.Seconds = time.Since(started).Seconds()
+	if len(result.KilledBy) > 0 {
+		result.Verdict = Killed
+	} else if result.Ran == result.Skipped {
+		result.Reason = fmt.Sprintf("all %d cases that cover %s were skipped", result.Ran, strings.Join(m.Covers, " or "))
+	}
+	return result, nil
+}
+
+// enough tells whether a mutant has been killed often enough.
+func (o *Options) enough(kills int) bool { return !o.All && o.Kills > 0 && kills >= o.Kills }
+
+// judge files the failures of an outcome. Those that kill have to happen again: a
+// case that fails now and then must not pass for one that notices.
+func judge(ctx context.Context, lab Laboratory, result *Result, outcome *suite.Result, instances []link.Instance, options Options) error {
+	var kills []Failure
 	for _, failure := range failures(outcome) {
-		if own := common(failure.IDs, m.Covers); len(own) > 0 {
+		if own := common(failure.IDs, result.Covers); len(own) > 0 {
 			failure.IDs = own
-			result.KilledBy = append(result.KilledBy, failure)
-			result.Verdict = Killed
+			kills = append(kills, failure)
 		} else {
 			result.NoticedBy = append(result.NoticedBy, failure)
 		}
 	}
-	if result.Ran == result.Skipped {
-		result.Reason = fmt.Sprintf("all %d cases that cover %s were skipped", result.Ran, strings.Join(m.Covers, " or "))
+	again := map[string]bool{}
+	if len(kills) > 0 && !result.Racy {
+		repeated := slices.DeleteFunc(slices.Clone(instances), func(instance link.Instance) bool {
+			return !slices.ContainsFunc(kills, func(kill Failure) bool { return kill.Case == instance.ID })
+		})
+		outcome, err := run(ctx, lab, result.Name, result.Name+"-again", repeated, options, suite.Options{})
+		if err != nil {
+			return err
+		}
+		for _, failure := range failures(outcome) {
+			again[failure.Case] = true
+		}
 	}
-	return result, nil
+	for _, kill := range kills {
+		if result.Racy || again[kill.Case] {
+			result.KilledBy = append(result.KilledBy, kill)
+		} else {
+			result.Once = append(result.Once, kill)
+		}
+	}
+	return nil
+}
+
+// unfinished returns the instances that got no status.
+func unfinished(instances []link.Instance, outcome *suite.Result) []link.Instance {
+	finished := map[string]bool{}
+	for _, c := range outcome.Cases {
+		finished[c.ID] = c.Status != ""
+	}
+	return slices.DeleteFunc(slices.Clone(instances), func(instance link.Instance) bool { return finished[instance.ID] })
 }
 
 // run runs instances on a mutant with a console log of that name.

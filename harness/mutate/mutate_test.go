@@ -39,6 +39,8 @@ type fakeLab struct {
 
 	lock sync.Mutex
 	ran  map[string][]string // by mutant, ids in order
+	// once holds "mutant case" of those that fail the first time only.
+	once map[string]bool
 }
 
 func (l *fakeLab) Instances() []link.Instance { return l.instances }
@@ -62,6 +64,9 @@ func (l *fakeLab) Run(_ context.Context, mutant string, instances []link.Instanc
 		}
 		c := &result.Cases[i]
 		c.Status = verdict.Pass
+		if key := mutant + " " + c.ID; l.once[key] && !slices.Contains(l.ran[mutant], c.ID) {
+			c.Status = verdict.Fail
+		}
 		if status, ok := l.fails[mutant+" "+c.ID]; ok {
 			c.Status, c.Detail = status, "expected that, came this\nand more"
 		}
@@ -169,8 +174,8 @@ func TestWhatRuns(t *testing.T) {
 	}{
 		{"covering cases", []string{"N01"}, Options{}, nil, []string{"fifo:tcp", "order:tcp", "fifo:udp"}},
 		{"most ids first", []string{"N01", "N05"}, Options{}, nil, []string{"order:tcp", "fifo:tcp", "fifo:udp"}},
-		{"enough kills", []string{"N01"}, Options{Kills: 1}, []string{"order:tcp"}, []string{"fifo:tcp", "order:tcp"}},
-		{"all of them", []string{"Z40"}, Options{Kills: 1, All: true}, []string{"poll:tcp"}, []string{"poll:tcp", "fifo:tcp", "order:tcp", "fifo:udp"}},
+		{"enough kills", []string{"N01"}, Options{Kills: 1}, []string{"order:tcp"}, []string{"fifo:tcp", "order:tcp", "order:tcp"}},
+		{"all of them", []string{"Z40"}, Options{Kills: 1, All: true}, []string{"poll:tcp"}, []string{"poll:tcp", "fifo:tcp", "order:tcp", "fifo:udp", "poll:tcp"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			lab := newLab()
@@ -186,6 +191,33 @@ func TestWhatRuns(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// A case that fails now and then kills nothing, and the search for one that does
+// goes on.
+func TestKillsHappenAgain(t *testing.T) {
+	lab := newLab()
+	lab.once = map[string]bool{"flaky fifo:tcp": true, "later fifo:tcp": true, "racy poll:tcp": true}
+	lab.fails = map[string]verdict.Status{"later order:tcp": verdict.Fail}
+	racy := mutant("racy", "Z40")
+	racy.Racy = true
+	results, err := Run(t.Context(), lab, &Baseline{}, Options{Kills: 1, Mutants: []mutants.Mutant{
+		mutant("flaky", "N01"), mutant("later", "N01"), racy,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"flaky": "survived: failed, but not when repeated: fifo (N01)",
+		"later": "killed order (N01)",
+		"racy":  "killed poll (Z40)",
+	}
+	if diff := cmp.Diff(want, verdicts(results)); diff != "" {
+		t.Error(diff)
+	}
+	if results[0].Ran != 3 {
+		t.Errorf("%d cases ran on a mutant that a flake seemed to kill, 3 cover its id", results[0].Ran)
 	}
 }
 

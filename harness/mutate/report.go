@@ -96,6 +96,8 @@ func (r *Result) Why() string {
 	switch {
 	case r.Reason != "":
 		return r.Reason
+	case len(r.Once) > 0:
+		return "failed, but not when repeated: " + names(r.Once)
 	case len(r.NoticedBy) > 0:
 		return "noticed, but not by its ids: " + names(r.NoticedBy)
 	}
@@ -124,9 +126,9 @@ func (r *Report) WriteMarkdown(w io.Writer) error {
 	text.WriteString(`# What the cases can see
 
 Mutants are kernels that are broken on purpose, each in one small way. A mutant
-counts as killed if a case fails that covers one of the ids it was made for. A
-failed case with a kernel splat covers R04 as well, because the harness looks for
-splats around every case.
+counts as killed if a case fails that covers one of the ids it was made for, and
+fails again when it is repeated. A failed case with a kernel splat covers R04 as
+well, because the harness looks for splats around every case.
 
 `)
 	fmt.Fprintf(&text, "Linux %s, %s, configuration %s. ", r.Kernel.Version, r.Machine.Accel, strings.Join(r.Kernel.Config, " "))

@@ -52,6 +52,8 @@ type Mutant struct {
 	Covers []string `json:"covers"`
 	// Crashes says that the kernel may not survive it.
 	Crashes bool `json:"crashes,omitempty"`
+	// Racy says that it shows in a race between processors, and not each time.
+	Racy bool `json:"racy,omitempty"`
 	// Config is the kernel configuration that is needed to see it, empty if
 	// every one does.
 	Config string `json:"config,omitempty"`
