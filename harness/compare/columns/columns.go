@@ -238,7 +238,9 @@ func (w *work) repeat(ctx context.Context) error {
 		attempt.Use(c.prepared)
 		err = attempt.Cases(ctx, c.prepared)
 		if c.again, err = attempt.End(ctx, err); err != nil {
-			return err
+			// The kernel ran before: that it does not now is no fault of the column.
+			return fault.New(fault.Infrastructure, "repeat the cases of %s that differ: %w", c.about.Name, err).
+				WithAdvice("the machine may be too busy: try again when it is not; what was built is kept")
 		}
 		c.about.Repeated, c.about.RepeatDirectory = len(c.differing), w.group.Relative(attempt.Path())
 	}
