@@ -204,9 +204,8 @@ var _ = add(Case{
 		t.Check(err, "SO_MEMINFO")
 		return charged
 	}
-	if got := charged(); got != (memory{}) {
-		t.Errorf("a fresh socket is charged %+v", got)
-	}
+	// The device may not have given back the end of the handshake yet.
+	t.Eventually("a fresh socket is charged nothing", func() bool { return charged() == memory{} })
 	if t.Link == network.NIC {
 		t.NIC().Hold(true)
 	}
