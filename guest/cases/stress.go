@@ -62,12 +62,16 @@ var _ = add(Case{
 
 	queue := t.NewQueue()
 	var ledger notify.Ledger
-	failed, passed := 0, 0
+	failed, passed, full := 0, 0, 0
 	for nth := 1; ; nth++ {
 		if nth == mostFailures {
 			t.Fatalf("a send makes more than %d allocations and copies", mostFailures)
 		}
-		queue.Send() // so that there is something to lose
+		sendAndSkip(queue) // so that there is something to lose
+		queue.Sender.AwaitAcknowledged()
+		if pending, err := notify.Wait(queue.Sender.FD, t.Patience()); err != nil || !pending {
+			t.Fatalf("no notification came of a send, poll: %v", err)
+		}
 		control := requestOf(t, 4)
 		before := bytes.Clone(control)
 		message := &notify.Message{
@@ -75,6 +79,12 @@ var _ = add(Case{
 		}
 		count, hit, err := message.Prepare().SendFailing(queue.Sender.FD, injector, nth)
 		switch {
+		case errors.Is(err, unix.EAGAIN) && !hit && full < mostFailures:
+			// The failures before have made a stream's send buffer small
+			// (sk_stream_moderate_sndbuf), and what is sent again fills it.
+			full++
+			nth--
+			continue
 		case err != nil && !hit:
 			t.Fatalf("a send in which nothing failed: %v", err)
 		case err != nil:
@@ -98,9 +108,6 @@ var _ = add(Case{
 			if t.Proto == TCP {
 				queue.Receiver.MustReceive(queue.data[:1])
 				queue.Receiver.Acknowledge()
-			} else {
-				// A datagram may be lost, and the send does not say.
-				queue.Receiver.Discard()
 			}
 		}
 		if !hit {
@@ -113,6 +120,22 @@ var _ = add(Case{
 	}
 	queue.Finish(&ledger)
 })
+
+// sendAndSkip is Queue.Send for a receiver to which datagrams of one byte may be on
+// the way, or lost, without the sender being told. It ends the case.
+func sendAndSkip(q *Queue) {
+	q.t.Helper()
+	q.Sender.MustSend(q.data, unix.MSG_ZEROCOPY)
+	q.Sends++
+	got := q.Receiver.Receive(len(q.data))
+	for q.t.Proto == UDP && len(got) == 1 {
+		got = q.Receiver.Receive(len(q.data))
+	}
+	if !bytes.Equal(got, q.data) {
+		q.t.Errorf("the peer received %d bytes, not the %d that were sent", len(got), len(q.data))
+	}
+	q.Receiver.Acknowledge()
+}
 
 // requestOf returns a control buffer that asks for notifications, or nil without
 // a series under test.
