@@ -71,6 +71,7 @@ lint: ## formatting, vet, staticcheck, shell scripts and workflows
 	@unformatted=$$(git ls-files --cached --others --exclude-standard '*.go' | xargs -r ls -d 2>/dev/null | xargs -r go tool gofumpt -l); \
 	if [ -n "$$unformatted" ]; then echo "go tool gofumpt -w these:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
+	GOARCH=386 go vet ./guest/... # the agent of 32-bit cases
 	go tool staticcheck ./...
 	shellcheck $(SCRIPTS)
 	go tool actionlint

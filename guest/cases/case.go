@@ -115,6 +115,9 @@ type Case struct {
 	Level Level
 	// Axes is nowhere in particular when left out: the case runs once.
 	Axes Axes
+	// In32Bit makes the case run in a 32-bit task too, on loopback, as
+	// GROUP/in-32-bit/BEHAVIOUR.
+	In32Bit bool
 	// Needs lists names of features; without one the case is skipped.
 	Needs []string
 	// Skip, when set, drops combinations on which the behaviour does not exist
@@ -150,6 +153,9 @@ func add(declared Case, run func(*T)) struct{} {
 	}
 	declared.run = run
 	registry = append(registry, &declared)
+	if declared.In32Bit {
+		add(declared.inTask())
+	}
 	return struct{}{}
 }
 

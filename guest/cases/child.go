@@ -24,8 +24,15 @@ const firstChildFile = 3
 
 // Child is a function that runs in a process of its own.
 type Child struct {
-	name string
-	run  func(files []int) error
+	name    string
+	run     func(files []int) error
+	program string
+}
+
+// In32Bit returns the child as a 32-bit task. The case must need ThirtyTwoBit.
+func (c Child) In32Bit() Child {
+	c.program = Agent32
+	return c
 }
 
 var children []Child
@@ -33,7 +40,7 @@ var children []Child
 // child registers a function that a case can run in another process. Files are
 // the descriptors of the sockets it was given, in order.
 func child(name string, run func(files []int) error) Child {
-	c := Child{name, run}
+	c := Child{name: name, run: run, program: "/proc/self/exe"}
 	children = append(children, c)
 	return c
 }
@@ -63,21 +70,32 @@ func ChildMain(name string, files int) int {
 // fails.
 func (t *T) RunChild(c Child, sockets ...*Socket) {
 	t.Helper()
+	t.StartChild(c, sockets...)()
+}
+
+// StartChild starts a child with the sockets, and returns the function that waits
+// for its end, which has to be called. Both end the case when they fail, as does
+// a child that fails.
+func (t *T) StartChild(c Child, sockets ...*Socket) (wait func()) {
+	t.Helper()
 	sys.Recorder().Mark(trace.Child, nil, c.name)
 	files := []uintptr{0, 1, 2}
 	for _, socket := range sockets {
 		files = append(files, uintptr(socket.FD))
 	}
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{"agent", ChildMode, c.name, fmt.Sprint(len(sockets))},
+	pid, err := syscall.ForkExec(c.program, []string{"agent", ChildMode, c.name, fmt.Sprint(len(sockets))},
 		&syscall.ProcAttr{Files: files, Env: os.Environ()})
 	t.Check(err, "start a child")
-	var status unix.WaitStatus
-	t.Check(again(func() error {
-		_, err := unix.Wait4(pid, &status, 0, nil)
-		return err
-	}), "wait for a child")
-	if !status.Exited() || status.ExitStatus() != 0 {
-		t.Fatalf("the child %s failed: status %#x", c.name, uint32(status))
+	return func() {
+		t.Helper()
+		var status unix.WaitStatus
+		t.Check(again(func() error {
+			_, err := unix.Wait4(pid, &status, 0, nil)
+			return err
+		}), "wait for a child")
+		if !status.Exited() || status.ExitStatus() != 0 {
+			t.Fatalf("the child %s failed: status %#x", c.name, uint32(status))
+		}
 	}
 }
 

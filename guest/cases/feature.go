@@ -80,6 +80,7 @@ var features = []feature{
 		return sys.Munmap(page)
 	}},
 	{name: Ethtool, probe: probeEthtool},
+	{name: ThirtyTwoBit, probe: probe32Bit},
 	{name: FaultInjection, probe: func(*Environment) error {
 		_, err := os.Stat("/proc/self/make-it-fail")
 		return err

@@ -130,6 +130,7 @@ type T struct {
 	lock     sync.Mutex
 	failures []string
 	skipped  string
+	unblocks []func()
 	cleanups []func()
 	dumps    []func()
 	helpers  []string
@@ -147,6 +148,9 @@ type T struct {
 func (t *T) runAndCleanUp() {
 	before := t.countLeaks()
 	t.protect(func() { t.Case.run(t) })
+	for _, unblock := range t.unblocks {
+		t.protect(unblock)
+	}
 	t.protect(t.group.Wait)
 	if t.Failed() {
 		for _, dump := range t.dumps {
@@ -256,6 +260,14 @@ func (t *T) Cleanup(f func()) {
 	t.cleanups = append(t.cleanups, f)
 }
 
+// Unblock runs f as soon as the function of the case is over, however that ended,
+// and before its goroutines are waited for: f ends what they wait for.
+func (t *T) Unblock(f func()) {
+	t.lock.Lock()
+	defer t.lock.Unlock()
+	t.unblocks = append(t.unblocks, f)
+}
+
 // OnFailure runs f after a failed case and before its cleanups, to note state
 // that helps to understand the failure.
 func (t *T) OnFailure(f func()) {
@@ -355,13 +367,16 @@ func (t *T) resetNIC() {
 	}
 }
 
+// failureMark begins the line of the log that notes a failure.
+const failureMark = "FAIL "
+
 // record notes a failure.
 func (t *T) record(message string) {
 	t.lock.Lock()
 	t.failures = append(t.failures, message)
 	t.lock.Unlock()
 	sys.Recorder().Mark(trace.Failure, nil, message)
-	t.log("FAIL " + message)
+	t.log(failureMark + message)
 }
 
 // caller returns "file.go:line: " of the innermost frame that is no helper.

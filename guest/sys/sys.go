@@ -382,5 +382,5 @@ func Splice(in int, inOffset *int64, out int, outOffset *int64, length, flags in
 	n := begin("splice", int64(in), int64(out), int64(length), int64(flags))
 	moved, err := unix.Splice(in, inOffset, out, outOffset, length, flags)
 	end(n, result(int(moved), err), err)
-	return moved, err
+	return int64(moved), err // an int in a 32-bit build
 }

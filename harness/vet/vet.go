@@ -159,7 +159,7 @@ func (p *Prepared) Machine(options Options) machine.Config {
 // Prepare goes all steps up to a machine that could be started, and fills the
 // kernel, series and machine parts of run.
 func (v *Vetter) Prepare(ctx context.Context, options Options, run *verdict.Run) (*Prepared, error) {
-	return v.prepare(ctx, options, run, images.Options{Cache: v.Cache, Root: v.Root, Log: v.Log})
+	return v.prepare(ctx, options, run, images.Options{Cache: v.Cache, Root: v.Root, With32Bit: true, Log: v.Log})
 }
 
 func (v *Vetter) prepare(ctx context.Context, options Options, run *verdict.Run, image images.Options) (*Prepared, error) {
