@@ -124,27 +124,27 @@ func (t *Tree) examine(pristine *os.Root) error {
 	}
 	t.Constant = int(parseDefines(generic).value("SCM_ZC_NOTIFICATION"))
 
-	t.ABI = t.Series.ABI
-	if t.ABI == "" {
-		var headers strings.Builder
-		// Where the published revisions put their structures, for a source
-		// that has them already, and wherever this series puts its own.
-		names := []string{genericSocketHeader, "include/linux/socket.h", "include/uapi/linux/socket.h"}
-		for name := range t.Overlay {
-			if strings.HasSuffix(name, ".h") && !strings.HasPrefix(name, "tools/") {
-				names = append(names, name)
-			}
+	var headers strings.Builder
+	// Where the published revisions put their structures, for a source that has
+	// them already, and wherever this series puts its own.
+	names := []string{genericSocketHeader, "include/linux/socket.h", "include/uapi/linux/socket.h"}
+	for name := range t.Overlay {
+		if strings.HasSuffix(name, ".h") && !strings.HasPrefix(name, "tools/") {
+			names = append(names, name)
 		}
-		slices.Sort(names)
-		for _, name := range slices.Compact(names) {
-			text, err := read(name)
-			if err != nil {
-				return err
-			}
-			headers.WriteString(text)
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		text, err := read(name)
+		if err != nil {
+			return err
 		}
+		headers.WriteString(text)
+	}
+	if t.ABI = t.Series.ABI; t.ABI == "" {
 		t.ABI = detectABI(headers.String())
 	}
+	t.examineLayout(headers.String())
 
 	for _, name := range slices.Sorted(maps.Keys(t.Overlay)) {
 		family := numberFamily(name)
@@ -168,7 +168,7 @@ func (t *Tree) examine(pristine *os.Root) error {
 			t.Findings = append(t.Findings, finding)
 		}
 	}
-	return nil
+	return t.examineNumbers(pristine, read)
 }
 
 func readIfThere(root *os.Root, name string) (string, error) {

@@ -43,6 +43,8 @@ type Tree struct {
 	Constant int
 
 	owners map[string][]int32
+	// numberFaults and layoutFaults are what the static cases have found.
+	numberFaults, layoutFaults []string
 }
 
 // Applied is how one patch went in.

@@ -67,6 +67,23 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+func TestDecideCountsAFindingOnce(t *testing.T) {
+	failed := verdict.Case{ID: "series/uapi-numbers", Level: verdict.Must, Status: verdict.Fail}
+	finding := verdict.Finding{Level: verdict.Must, Case: failed.ID}
+	for _, test := range []struct {
+		cases []verdict.Case
+		want  string
+	}{
+		{[]verdict.Case{failed}, "1 failed"},
+		{nil, "1 failed"}, // the case was not selected
+	} {
+		run := verdict.Run{Cases: test.cases, Series: verdict.Series{Findings: []verdict.Finding{finding}}}
+		if run.Decide(verdict.Policy{}, nil); run.Exit.Error != test.want {
+			t.Errorf("%d cases: %q, want %q", len(test.cases), run.Exit.Error, test.want)
+		}
+	}
+}
+
 func TestDecideCounts(t *testing.T) {
 	run := verdict.Run{Cases: cases(verdict.Pass, verdict.Pass, verdict.Fail, verdict.Skip, verdict.Crash, verdict.Timeout)}
 	run.Decide(verdict.Policy{}, nil)

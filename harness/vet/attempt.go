@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/zcvet/zcvet/guest/cases"
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/machine"
@@ -98,6 +99,14 @@ func (a *Attempt) Cases(ctx context.Context, prepared *Prepared) error {
 			return err
 		}
 	}
+	static := prepared.static(a.wanted)
+	for _, c := range static {
+		v.UI.Case(c)
+	}
+	if len(static) > 0 && !slices.ContainsFunc(cases.Instances(), func(i cases.Instance) bool { return a.wanted(i.Describe()) }) {
+		run.Cases = static
+		return nil
+	}
 	step := v.UI.Step("cases")
 	booter := a.booter(prepared, options)
 	how := a.suite(prepared, booter, a.wanted, step)
@@ -108,6 +117,7 @@ func (a *Attempt) Cases(ctx context.Context, prepared *Prepared) error {
 	if kept := a.keepEvidence(prepared, outcome); err == nil {
 		err = kept
 	}
+	run.Cases = append(run.Cases, static...)
 	if err != nil {
 		step.Fail(err)
 		return err

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/zcvet/zcvet/guest/cases"
+	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/harness/cache"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/kbuild"
@@ -438,6 +439,17 @@ func (v *Vetter) accelerator(ctx context.Context, options Options, run *verdict.
 	run.Machine.CPU = p.Machine(options).Accelerator.CPU
 	step.Done("%s: %s", p.Accelerator.Name, p.Accelerator.Reason)
 	return nil
+}
+
+// static runs the wanted cases that need no machine.
+func (p *Prepared) static(wanted func(link.Instance) bool) []verdict.Case {
+	var results []verdict.Case
+	for _, c := range tree.StaticCases {
+		if wanted(link.Instance{ID: c.Name, Name: c.Name, Covers: c.Covers, Level: string(c.Level)}) {
+			results = append(results, c.Result(p.Tree))
+		}
+	}
+	return results
 }
 
 // judge moves what the suite found into the run. Err is what ended the suite

@@ -18,6 +18,7 @@ import (
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/report"
 	"github.com/zcvet/zcvet/harness/suite"
+	"github.com/zcvet/zcvet/harness/tree"
 	"github.com/zcvet/zcvet/harness/vet"
 	"github.com/zcvet/zcvet/kconfig"
 )
@@ -196,6 +197,12 @@ func listCases(patterns string) error {
 		}
 		total += len(instances)
 		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%s\n", c.Name, c.Level, strings.Join(c.Covers, " "), len(instances), c.Doc)
+	}
+	for _, c := range tree.StaticCases {
+		if wanted(link.Instance{ID: c.Name, Name: c.Name, Covers: c.Covers}) {
+			total++
+			fmt.Fprintf(table, "%s\t%s\t%s\t1\t%s\n", c.Name, c.Level, strings.Join(c.Covers, " "), c.Doc)
+		}
 	}
 	if err := table.Flush(); err != nil {
 		return fault.New(fault.Infrastructure, "list: %w", err)
