@@ -8,13 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/zcvet/zcvet/guest/network"
-	"github.com/zcvet/zcvet/guest/nic"
 	"github.com/zcvet/zcvet/guest/notify"
 	"github.com/zcvet/zcvet/guest/sys"
 )
@@ -24,6 +23,8 @@ import (
 type failure struct {
 	errno unix.Errno
 	axes  Axes
+	// waits drops the axes on which no send waits.
+	waits bool
 	// prepare brings the queue's sockets into the state in which the send of
 	// message fails. It may end the case.
 	prepare func(t *T, q *Queue, message *notify.Message)
@@ -57,15 +58,15 @@ var failures = map[string]failure{
 		},
 	},
 	"send-buffer-full": {
-		errno: unix.EAGAIN, axes: OnNIC,
-		prepare: func(t *T, q *Queue, message *notify.Message) {
-			fillSendBuffer(t, q, message)
+		errno: unix.EAGAIN, axes: CopiedAndNot, waits: true,
+		prepare: func(_ *T, q *Queue, message *notify.Message) {
+			q.Block()
 			message.Flags |= unix.MSG_DONTWAIT
 		},
 	},
 	"interrupted": {
-		errno: unix.EINTR, axes: OnNIC,
-		prepare: fillSendBuffer,
+		errno: unix.EINTR, axes: CopiedAndNot, waits: true,
+		prepare: func(_ *T, q *Queue, _ *notify.Message) { q.Block() },
 		during: func(_ *Queue, thread int, stop <-chan struct{}) {
 			// A signal that comes before the send waits does nothing.
 			for {
@@ -79,19 +80,14 @@ var failures = map[string]failure{
 		},
 	},
 	"reset-while-waiting": {
-		errno: unix.ECONNRESET, axes: OnNIC.For(TCP),
-		prepare: fillSendBuffer,
+		errno: unix.ECONNRESET, axes: CopiedAndNot.For(TCP), waits: true,
+		prepare: func(_ *T, q *Queue, _ *notify.Message) { q.Block() },
 		during: func(q *Queue, thread int, stop <-chan struct{}) {
-			for asleep := 0; asleep < 3; {
+			for !waitsInSend(thread) {
 				select {
 				case <-stop:
 					return
 				case <-time.After(time.Millisecond):
-				}
-				if sleeps(thread) {
-					asleep++
-				} else {
-					asleep = 0
 				}
 			}
 			// Without lingering a close resets the connection.
@@ -111,12 +107,7 @@ var failures = map[string]failure{
 	"too-long-for-path": {
 		errno: unix.EMSGSIZE, axes: Everywhere.For(UDP).On(network.NIC, network.NICNoSG, network.Veth),
 		prepare: func(t *T, q *Queue, message *notify.Message) {
-			if t.Family == network.IPv6 {
-				SetOption(unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO)(q.Sender)
-				SetOption(unix.SOL_IPV6, unix.IPV6_DONTFRAG, 1)(q.Sender)
-			} else {
-				SetOption(unix.SOL_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)(q.Sender)
-			}
+			dontFragment(t, q.Sender)
 			message.Buffers = [][]byte{make([]byte, 3000)}
 		},
 	},
@@ -124,6 +115,39 @@ var failures = map[string]failure{
 		errno: unix.EMSGSIZE, axes: OnLoopback.For(UDP),
 		prepare: func(_ *T, _ *Queue, message *notify.Message) {
 			message.Buffers = [][]byte{make([]byte, 70000)}
+		},
+	},
+	"segments-too-many": {
+		errno: unix.EINVAL, axes: CopiedAndNot.For(UDP),
+		prepare: func(_ *T, _ *Queue, message *notify.Message) {
+			// More segments of one byte than a datagram may be cut into,
+			// which shows only when the datagram is complete.
+			message.Control = notify.AppendControl(message.Control, unix.SOL_UDP, unix.UDP_SEGMENT,
+				binary.NativeEndian.AppendUint16(nil, 1))
+			message.Buffers = [][]byte{make([]byte, 1000)}
+		},
+	},
+	"device-queue-full": {
+		errno: unix.ENOBUFS, axes: OnNIC.For(UDP),
+		prepare: func(t *T, q *Queue, message *notify.Message) {
+			// With IP_RECVERR a datagram that the device's queue has no room
+			// for is an error.
+			level, option := unix.SOL_IP, unix.IP_RECVERR
+			if t.Family == network.IPv6 {
+				level, option = unix.SOL_IPV6, unix.IPV6_RECVERR
+			}
+			SetOption(level, option, 1)(q.Sender)
+			SetOption(unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 64<<20)(q.Sender)
+			t.NIC().Hold(true)
+			message.Buffers = [][]byte{message.Buffers[0][:1]}
+			for range 10000 {
+				_, err := q.Sender.Send(message.Buffers[0], unix.MSG_DONTWAIT)
+				if errors.Is(err, unix.ENOBUFS) {
+					return
+				}
+				t.Check(err, "fill the queue of the device")
+			}
+			t.Fatalf("the device's queue does not get full")
 		},
 	},
 	"refused-before": {
@@ -159,6 +183,7 @@ func init() {
 			Doc:    fmt.Sprintf("a send that fails with %s reads no notification, or returns it: none is lost", unix.ErrnoName(failure.errno)),
 			Covers: []string{"N10"},
 			Axes:   failure.axes,
+			Skip:   func(i Instance) bool { return failure.waits && !CanBlock(i) },
 			Needs:  scm,
 		}, func(t *T) {
 			queue := t.NewQueue()
@@ -188,40 +213,6 @@ func init() {
 			queue.finishAfterFailure(&ledger)
 		})
 	}
-}
-
-// fillSendBuffer fills the sender's buffer so that the send of message has to
-// wait: a stream is not acknowledged, and the datagrams stay in the device. It
-// ends the case.
-func fillSendBuffer(t *T, q *Queue, message *notify.Message) {
-	t.Helper()
-	if t.Proto == TCP {
-		// An acknowledgement that is still on its way would make room again.
-		q.Sender.AwaitAcknowledged()
-		t.NIC().AddRule(nic.Rule{Port: t.NIC().Sender, Match: nic.TCPData, Action: nic.Withhold})
-	} else {
-		t.NIC().Hold(true)
-	}
-	filling := make([]byte, 1000)
-	for {
-		_, err := q.Sender.Send(filling, unix.MSG_DONTWAIT)
-		if errors.Is(err, unix.EAGAIN) {
-			break
-		}
-		t.Check(err, "fill the send buffer")
-	}
-	message.Buffers = [][]byte{filling}
-}
-
-// sleeps tells whether a thread of this process waits for something.
-func sleeps(thread int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", thread))
-	if err != nil {
-		return false
-	}
-	// The state is behind the name, which stands in parentheses.
-	_, state, _ := bytes.Cut(stat, []byte(") "))
-	return bytes.HasPrefix(state, []byte("S"))
 }
 
 // finishAfterFailure is Finish for a queue that may hold a network error too. It
@@ -264,11 +255,12 @@ var unwritables = map[string]unwritable{
 func init() {
 	for name, place := range unwritables {
 		add(Case{
-			Name:   "scm/fault/" + name,
-			Doc:    "an answer that cannot be written loses no notification, and the call does not fail after the data went out",
-			Covers: []string{"N11", "N09"},
-			Axes:   CopiedAndNot,
-			Needs:  scm,
+			Name:    "scm/fault/" + name,
+			Doc:     "an answer that cannot be written loses no notification, and the call does not fail after the data went out",
+			Covers:  []string{"N11", "N09"},
+			Axes:    CopiedAndNot,
+			Needs:   scm,
+			In32Bit: true,
 		}, func(t *T) { faultOnAnswer(t, place) })
 	}
 }
@@ -284,8 +276,8 @@ func faultOnAnswer(t *T, place unwritable) {
 	if place.control {
 		at := 0
 		if place.split {
-			// The header, the size and one element are 16, 4 and 12 bytes.
-			at, locked, lockedPages = notify.PageSize-32, 1, 1
+			// A size and one element are 4 and 12 bytes.
+			at, locked, lockedPages = notify.PageSize-unix.CmsgLen(0)-16, 1, 1
 		}
 		message.Control = memory.Bytes()[at:][:copy(memory.Bytes()[at:], encoded)]
 	}
@@ -322,11 +314,12 @@ func faultOnAnswer(t *T, place unwritable) {
 }
 
 var _ = add(Case{
-	Name:   "scm/other-messages",
-	Doc:    "other control messages of the call take effect and stay as and where they are, before, behind and around the request",
-	Covers: []string{"N12"},
-	Axes:   CopiedAndNot,
-	Needs:  scm,
+	Name:    "scm/other-messages",
+	Doc:     "other control messages of the call take effect and stay as and where they are, before, behind and around the request",
+	Covers:  []string{"N12"},
+	Axes:    CopiedAndNot,
+	Needs:   scm,
+	In32Bit: true,
 }, func(t *T) {
 	profile := t.Profile()
 	queue := t.NewQueue()
@@ -362,10 +355,51 @@ var _ = add(Case{
 	}
 })
 
+var _ = add(Case{
+	Name:    "scm/hop-limit-beside",
+	Doc:     "a control message of the network layer, before or behind the request, acts on the datagram as ever",
+	Covers:  []string{"N12"},
+	Axes:    CopiedAndNot.For(UDP),
+	Needs:   scm,
+	In32Bit: true,
+}, func(t *T) {
+	profile := t.Profile()
+	queue := t.NewQueue()
+	level, option, report := unix.SOL_IP, unix.IP_RECVTTL, unix.IP_TTL
+	if t.Family == network.IPv6 {
+		level, option, report = unix.SOL_IPV6, unix.IPV6_RECVHOPLIMIT, unix.IPV6_HOPLIMIT
+	}
+	SetOption(level, option, 1)(queue.Receiver)
+	for place, control := range map[string][]byte{
+		"before": append(hopLimit(t, nil), profile.Encode(2)...),
+		"behind": hopLimit(t, profile.Encode(2)),
+	} {
+		_, err := notify.Send(queue.Sender.FD, &notify.Message{Buffers: [][]byte{queue.data}, Control: control})
+		t.Check(err, "send with two control messages")
+		got := &notify.Message{Buffers: [][]byte{make([]byte, len(queue.data))}, Control: make([]byte, 256)}
+		_, err = notify.Receive(queue.Receiver.FD, got)
+		t.Check(err, "receive")
+		messages, err := notify.ParseControl(got.Control[:got.After.Controllen])
+		t.Check(err, "control messages of the receiver")
+		i := slices.IndexFunc(messages, func(m notify.ControlMessage) bool {
+			return m.Level == int32(level) && m.Type == int32(report)
+		})
+		if i < 0 {
+			t.Fatalf("the receiver was not told the hop limit: %v", messages)
+		}
+		if limit := binary.NativeEndian.Uint32(messages[i].Data); limit != hopLimitSent {
+			t.Errorf("%s: a hop limit of %d was asked for, the datagram came with %d", place, hopLimitSent, limit)
+		}
+	}
+})
+
+// hopLimitSent is no default of any kernel.
+const hopLimitSent = 33
+
 // hopLimit appends a control message that sets the hop limit of a datagram. On a
 // stream, which does not know it, it is passed over.
 func hopLimit(t *T, control []byte) []byte {
-	data := binary.NativeEndian.AppendUint32(nil, 33)
+	data := binary.NativeEndian.AppendUint32(nil, hopLimitSent)
 	if t.Family == network.IPv6 {
 		return notify.AppendControl(control, unix.SOL_IPV6, unix.IPV6_HOPLIMIT, data)
 	}
@@ -373,11 +407,12 @@ func hopLimit(t *T, control []byte) []byte {
 }
 
 var _ = add(Case{
-	Name:   "scm/invalid-neighbour",
-	Doc:    "an invalid control message beside the request fails the call, which sends nothing and reads nothing",
-	Covers: []string{"N12", "N10"},
-	Axes:   CopiedAndNot,
-	Needs:  scm,
+	Name:    "scm/invalid-neighbour",
+	Doc:     "an invalid control message beside the request fails the call, which sends nothing and reads nothing",
+	Covers:  []string{"N12", "N10"},
+	Axes:    CopiedAndNot,
+	Needs:   scm,
+	In32Bit: true,
 }, func(t *T) {
 	profile := t.Profile()
 	queue := t.NewQueue()
@@ -398,11 +433,12 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:   "scm/two-requests",
-	Doc:    "two requests in one call are refused, or answered without loss and without returning anything twice",
-	Covers: []string{"N14"},
-	Axes:   CopiedAndNot,
-	Needs:  scm,
+	Name:    "scm/two-requests",
+	Doc:     "two requests in one call are refused, or answered without loss and without returning anything twice",
+	Covers:  []string{"N14"},
+	Axes:    CopiedAndNot,
+	Needs:   scm,
+	In32Bit: true,
 }, func(t *T) {
 	profile := t.Profile()
 	queue := t.NewQueue()
@@ -431,12 +467,13 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:   "scm/corked-chunk",
-	Doc:    "with a later chunk of a corked datagram, whose control messages are not parsed, the caller can tell: an error, or an answer",
-	Covers: []string{"N15"},
-	Level:  Should,
-	Axes:   CopiedAndNot.For(UDP),
-	Needs:  scm,
+	Name:    "scm/corked-chunk",
+	Doc:     "with a later chunk of a corked datagram, whose control messages are not parsed, the caller can tell: an error, or an answer",
+	Covers:  []string{"N15"},
+	Level:   Should,
+	Axes:    CopiedAndNot.For(UDP),
+	Needs:   scm,
+	In32Bit: true,
 }, func(t *T) {
 	profile := t.Profile()
 	if !profile.ReportsCount() {
@@ -463,11 +500,12 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:   "scm/foreign-level",
-	Doc:    "a control message of the same type at another level reads nothing and is not written to",
-	Covers: []string{"N20"},
-	Axes:   CopiedAndNot,
-	Needs:  scm,
+	Name:    "scm/foreign-level",
+	Doc:     "a control message of the same type at another level reads nothing and is not written to",
+	Covers:  []string{"N20"},
+	Axes:    CopiedAndNot,
+	Needs:   scm,
+	In32Bit: true,
 }, func(t *T) {
 	profile := t.Profile()
 	queue := t.NewQueue()

@@ -185,6 +185,9 @@ func (p counted) Decode(control []byte) ([]Notification, error) {
 			}
 			return entries, fmt.Errorf("%w: size is %d but element %d was not written", ErrControl, count, i)
 		}
+		if element[elementZerocopy] > 1 {
+			return entries, fmt.Errorf("%w: zerocopy of element %d is %d, which is neither 0 nor 1", ErrControl, i, element[elementZerocopy])
+		}
 		entries = append(entries, decodeElement(p.constant, element))
 	}
 	return entries, nil
