@@ -41,18 +41,22 @@ func (q *Queue) Block() *Backlog {
 		SetOption(unix.SOL_SOCKET, unix.SO_SNDBUF, 64<<10)(q.Sender)
 		filling = make([]byte, 16<<10)
 	}
+	settled := q.t.Proto == UDP
 	for {
 		count, err := q.Sender.Send(filling, unix.MSG_DONTWAIT)
 		if errors.Is(err, unix.EAGAIN) {
-			if q.t.Proto == UDP || q.Sender.atZeroWindow() {
+			if settled {
 				return b
 			}
-			// What is on its way still makes room when it is acknowledged.
+			// What is on its way makes room when it is acknowledged, so a
+			// full buffer says something only after that.
 			time.Sleep(time.Millisecond)
+			settled = q.Sender.atZeroWindow()
 			continue
 		}
 		q.t.Check(err, "fill the send buffer")
 		b.sends = append(b.sends, filling[:count])
+		settled = q.t.Proto == UDP
 	}
 }
 

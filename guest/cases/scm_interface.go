@@ -148,6 +148,9 @@ func init() {
 			set := func(control []byte) error {
 				return sys.SetsockoptString(queue.Sender.FD, unix.SOL_IPV6, way.option, string(way.value(t, control)))
 			}
+			// What is set stays charged to the socket until it is replaced by
+			// nothing.
+			defer func() { _ = sys.SetsockoptString(queue.Sender.FD, unix.SOL_IPV6, way.option, "") }()
 			// A message that belongs there shows that this way is open.
 			class := notify.AppendControl(nil, unix.SOL_IPV6, unix.IPV6_TCLASS, binary.NativeEndian.AppendUint32(nil, 8))
 			if err := set(class); errors.Is(err, unix.ENOPROTOOPT) {
