@@ -19,6 +19,7 @@ import (
 	"github.com/zcvet/zcvet/harness/report"
 	"github.com/zcvet/zcvet/harness/suite"
 	"github.com/zcvet/zcvet/harness/tree"
+	"github.com/zcvet/zcvet/harness/verdict"
 	"github.com/zcvet/zcvet/harness/vet"
 	"github.com/zcvet/zcvet/kconfig"
 )
@@ -189,28 +190,57 @@ func listCases(patterns string) error {
 	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "CASE\tLEVEL\tCOVERS\tINSTANCES\tBEHAVIOUR")
-	total := 0
+	var listed verdict.Run
 	for _, c := range cases.All() {
 		instances := slices.DeleteFunc(c.Instances(), func(i cases.Instance) bool { return !wanted(described(i)) })
 		if len(instances) == 0 {
 			continue
 		}
-		total += len(instances)
+		for _, i := range instances {
+			listed.Cases = append(listed.Cases, verdict.Case{Name: c.Name, Covers: c.Covers, Proto: string(i.Proto), Link: string(i.Link)})
+		}
 		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%s\n", c.Name, c.Level, strings.Join(c.Covers, " "), len(instances), c.Doc)
 	}
 	for _, c := range tree.StaticCases {
 		if wanted(link.Instance{ID: c.Name, Name: c.Name, Covers: c.Covers}) {
-			total++
+			listed.Cases = append(listed.Cases, verdict.Case{Name: c.Name, Covers: c.Covers})
 			fmt.Fprintf(table, "%s\t%s\t%s\t1\t%s\n", c.Name, c.Level, strings.Join(c.Covers, " "), c.Doc)
 		}
 	}
 	if err := table.Flush(); err != nil {
 		return fault.New(fault.Infrastructure, "list: %w", err)
 	}
-	if total == 0 {
+	if len(listed.Cases) == 0 {
 		return fault.New(fault.Usage, "the suite selection %q matches no case", patterns)
 	}
-	fmt.Printf("%d instances\n", total)
+	fmt.Printf("%d instances\n\n", len(listed.Cases))
+	return listGrid(&listed)
+}
+
+// listGrid prints how many instances cover each id of the checklist on each
+// protocol and link.
+func listGrid(listed *verdict.Run) error {
+	grid := report.MakeGrid(listed)
+	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	columns := slices.Clone(grid.Columns)
+	if columns[0] == "" {
+		columns[0] = "anywhere"
+	}
+	fmt.Fprintf(table, "ID\t%s\n", strings.Join(columns, "\t"))
+	for _, row := range grid.Rows {
+		fmt.Fprint(table, row.ID)
+		for _, cell := range row.Cells {
+			if cell.Empty() {
+				fmt.Fprint(table, "\t-")
+			} else {
+				fmt.Fprintf(table, "\t%d", cell.Passed)
+			}
+		}
+		fmt.Fprintln(table)
+	}
+	if err := table.Flush(); err != nil {
+		return fault.New(fault.Infrastructure, "list: %w", err)
+	}
 	return nil
 }
 
