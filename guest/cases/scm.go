@@ -302,21 +302,7 @@ var _ = add(Case{
 	stop := make(chan struct{})
 	finish := sync.OnceFunc(func() { close(stop) })
 	t.Unblock(finish) // the case may end early
-	t.Go(func() {
-		for {
-			entries, err := notify.Drain(pair.Sender.FD)
-			ledger.Add(entries...)
-			if err != nil {
-				t.Errorf("read the error queue: %v", err)
-				return
-			}
-			select {
-			case <-stop:
-				return
-			default:
-			}
-		}
-	})
+	t.Go(func() { pair.Sender.drainUntil(stop, &ledger) })
 	sent := 0
 	for range sends {
 		control := profile.Encode(most(profile))

@@ -34,21 +34,7 @@ var _ = add(Case{
 	finish := sync.OnceFunc(func() { close(stop) })
 	t.Unblock(finish)
 	for range 2 {
-		t.Go(func() {
-			for {
-				entries, err := notify.Drain(pair.Sender.FD)
-				ledger.Add(entries...)
-				if err != nil {
-					t.Errorf("read the error queue: %v", err)
-					return
-				}
-				select {
-				case <-stop:
-					return
-				default:
-				}
-			}
-		})
+		t.Go(func() { pair.Sender.drainUntil(stop, &ledger) })
 	}
 	var senders sync.WaitGroup
 	for range threads {

@@ -327,6 +327,24 @@ func (s *Socket) Drain() []notify.Notification {
 	return entries
 }
 
+// drainUntil takes what comes into the error queue until stop is closed, and once
+// at least. It does not end the case, so it can run on a goroutine of its own.
+func (s *Socket) drainUntil(stop <-chan struct{}, ledger *notify.Ledger) {
+	for {
+		entries, err := notify.Drain(s.FD)
+		ledger.Add(entries...)
+		if err != nil {
+			s.t.Errorf("read the error queue: %v", err)
+			return
+		}
+		select {
+		case <-stop:
+			return
+		default:
+		}
+	}
+}
+
 // Collect reads the error queue until the first sends zerocopy sends of the
 // socket have been notified, and fails the case unless each was exactly once. It
 // returns the entries in the order in which they came. It ends the case.
