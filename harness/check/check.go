@@ -6,11 +6,10 @@
 package check
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
-	"slices"
 
+	"github.com/zcvet/zcvet/harness/contract"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
@@ -117,38 +116,11 @@ func (r *Report) all() [][]Result {
 func (r *Report) Write(w io.Writer) error {
 	out := *r
 	out.Schema = Schema
-	out.Patches = slices.Clone(r.Patches)
-	for i := range out.Patches {
-		fill(&out.Patches[i].Results)
-	}
-	fill(&out.Whole)
-	fill(&out.Patches)
-	fill(&out.Kernel.Config)
-	fill(&out.Series.Patches)
-	fill(&out.Series.Findings)
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	encoder.SetEscapeHTML(false)
-	return encoder.Encode(&out)
-}
-
-func fill[E any](list *[]E) {
-	if *list == nil {
-		*list = []E{}
-	}
+	return contract.Write(w, &out)
 }
 
 // Read loads a check.json and refuses one of another schema.
-func Read(reader io.Reader) (*Report, error) {
-	var r Report
-	if err := json.NewDecoder(reader).Decode(&r); err != nil {
-		return nil, fmt.Errorf("%s: %w", File, err)
-	}
-	if r.Schema != Schema {
-		return nil, fmt.Errorf("%s: schema %d, this zcvet reads schema %d", File, r.Schema, Schema)
-	}
-	return &r, nil
-}
+func Read(reader io.Reader) (*Report, error) { return contract.Read[Report](reader, File, Schema) }
 
 // Failed is the first result with status fail of a check, nil when there is none.
 func (r *Report) Failed(name string) *Result {

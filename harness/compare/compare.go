@@ -6,11 +6,9 @@
 package compare
 
 import (
-	"encoding/json"
-	"fmt"
 	"io"
-	"slices"
 
+	"github.com/zcvet/zcvet/harness/contract"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
 
@@ -194,47 +192,10 @@ type FindingChange struct {
 func (c *Comparison) Write(w io.Writer) error {
 	out := *c
 	out.Schema = Schema
-	out.Columns = slices.Clone(c.Columns)
-	for i := range out.Columns {
-		column := &out.Columns[i]
-		fill(&column.Kernel.Config)
-		fill(&column.Series.Patches)
-		fill(&column.Series.Findings)
-	}
-	out.Steps = slices.Clone(c.Steps)
-	for i := range out.Steps {
-		step := &out.Steps[i]
-		step.Changes = slices.Clone(step.Changes)
-		for i := range step.Changes {
-			fill(&step.Changes[i].Covers)
-		}
-		fill(&step.Changes)
-		fill(&step.Splats)
-		fill(&step.Findings)
-		fill(&step.Reasons)
-	}
-	fill(&out.Columns)
-	fill(&out.Steps)
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	encoder.SetEscapeHTML(false)
-	return encoder.Encode(&out)
-}
-
-func fill[E any](list *[]E) {
-	if *list == nil {
-		*list = []E{}
-	}
+	return contract.Write(w, &out)
 }
 
 // Read loads a compare.json and refuses one of another schema.
 func Read(reader io.Reader) (*Comparison, error) {
-	var c Comparison
-	if err := json.NewDecoder(reader).Decode(&c); err != nil {
-		return nil, fmt.Errorf("%s: %w", File, err)
-	}
-	if c.Schema != Schema {
-		return nil, fmt.Errorf("%s: schema %d, this zcvet reads schema %d", File, c.Schema, Schema)
-	}
-	return &c, nil
+	return contract.Read[Comparison](reader, File, Schema)
 }

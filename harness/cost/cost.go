@@ -8,10 +8,10 @@ package cost
 
 import (
 	"cmp"
-	"encoding/json"
 	"io"
 	"slices"
 
+	"github.com/zcvet/zcvet/harness/contract"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
 
@@ -84,9 +84,7 @@ func Compare(without, with *verdict.Run) *Table {
 
 // Write stores t as indented JSON.
 func (t *Table) Write(w io.Writer) error {
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(t)
+	return contract.Write(w, t)
 }
 
 // row finds or adds the row of a measurement.

@@ -8,7 +8,6 @@ import (
 	"bufio"
 	"context"
 	_ "embed" // for packages.txt
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +26,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
 
+	"github.com/zcvet/zcvet/harness/contract"
 	"github.com/zcvet/zcvet/harness/fault"
 )
 
@@ -314,10 +314,7 @@ func WriteTable(w io.Writer, checks []Check) error {
 
 // WriteJSON writes the checks for scripts, as an array.
 func WriteJSON(w io.Writer, checks []Check) error {
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	encoder.SetEscapeHTML(false)
-	return encoder.Encode(checks)
+	return contract.Write(w, checks)
 }
 
 // orReal fills in the functions that look at the real machine.

@@ -3,13 +3,13 @@
 package mutate
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 	"text/tabwriter"
 
+	"github.com/zcvet/zcvet/harness/contract"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/verdict"
 	"github.com/zcvet/zcvet/patches/mutants"
@@ -68,10 +68,7 @@ func (r *Report) Decide(err error) fault.Class {
 
 // Write stores r as indented JSON.
 func (r *Report) Write(w io.Writer) error {
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	encoder.SetEscapeHTML(false)
-	return encoder.Encode(r)
+	return contract.Write(w, r)
 }
 
 // names joins the names of the cases of failures, each once and with the ids they

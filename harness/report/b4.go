@@ -3,11 +3,11 @@
 package report
 
 import (
-	"encoding/json"
 	"io"
 	"path/filepath"
 	"strings"
 
+	"github.com/zcvet/zcvet/harness/contract"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
@@ -73,8 +73,5 @@ func B4Checks(run *verdict.Run, directory string) []B4Check {
 
 // WriteB4 writes checks as b4 reads them.
 func WriteB4(w io.Writer, checks []B4Check) error {
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	encoder.SetEscapeHTML(false)
-	return encoder.Encode(checks)
+	return contract.Write(w, checks)
 }

@@ -8,11 +8,11 @@
 package verdict
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
 
+	"github.com/zcvet/zcvet/harness/contract"
 	"github.com/zcvet/zcvet/harness/fault"
 )
 
@@ -349,39 +349,8 @@ func (r *Run) crashReason() string {
 	return ""
 }
 
-// Write stores r as indented JSON. Nil lists are written as empty ones, so that
-// readers need no special case.
-func (r *Run) Write(w io.Writer) error {
-	out := *r
-	if out.Cases == nil {
-		out.Cases = []Case{}
-	}
-	if out.Splats == nil {
-		out.Splats = []Splat{}
-	}
-	if out.Kernel.Config == nil {
-		out.Kernel.Config = []string{}
-	}
-	if out.Series.Patches == nil {
-		out.Series.Patches = []Patch{}
-	}
-	if out.Series.Findings == nil {
-		out.Series.Findings = []Finding{}
-	}
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	encoder.SetEscapeHTML(false)
-	return encoder.Encode(&out)
-}
+// Write stores r as indented JSON, nil lists as empty ones.
+func (r *Run) Write(w io.Writer) error { return contract.Write(w, r) }
 
 // Read loads a run.json and refuses one of another schema.
-func Read(reader io.Reader) (*Run, error) {
-	var r Run
-	if err := json.NewDecoder(reader).Decode(&r); err != nil {
-		return nil, fmt.Errorf("run.json: %w", err)
-	}
-	if r.Schema != Schema {
-		return nil, fmt.Errorf("run.json: schema %d, this zcvet reads schema %d", r.Schema, Schema)
-	}
-	return &r, nil
-}
+func Read(reader io.Reader) (*Run, error) { return contract.Read[Run](reader, "run.json", Schema) }
