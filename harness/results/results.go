@@ -270,11 +270,6 @@ func (d *Directory) WriteFile(name string, write func(io.Writer) error) error {
 	return writeFile(d.Path, name, write)
 }
 
-// RenderFile stores one form of some results in their directory.
-func RenderFile(directory, name string, write func(io.Writer) error) error {
-	return writeFile(directory, name, write)
-}
-
 // writeFile makes a file in a directory, whole or not at all.
 func writeFile(dir, name string, write func(io.Writer) error) error {
 	var text bytes.Buffer

@@ -13,10 +13,13 @@ import (
 	"slices"
 	"strings"
 
+	"al.essio.dev/pkg/shellescape"
 	"github.com/spf13/cobra"
 
 	"github.com/zcvet/zcvet/harness/check"
+	"github.com/zcvet/zcvet/harness/check/gate"
 	"github.com/zcvet/zcvet/harness/compare"
+	"github.com/zcvet/zcvet/harness/compare/columns"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/report"
 	"github.com/zcvet/zcvet/harness/report/page"
@@ -39,17 +42,18 @@ func (a *app) reportCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "report RESULTS...",
 		Short: "Render stored results again, merge them, or tell their differences",
-		Long: `report reads run.json (or compare.json, check.json) of each directory. Of one run
-it writes every form of the report again, beside it. Several runs of the same
-kernel, such as shards, are merged; --diff tells what changed from each run to the
-next. --format writes one form to standard output and changes no file.
+		Long: `report reads run.json (or compare.json, check.json) of each directory. Of one
+directory it writes every form of the report again. Several runs of one kernel,
+such as shards, are merged; of different kernels, or with --diff, it tells what
+changed from each run to the next, as compare does. --format writes one form to
+standard output and changes no file.
 
 The exit code is that of the results: of a run as zcvet run gave it, of a
-difference 1 if something got worse.`,
+difference as zcvet compare gives it.`,
 		Example: `  zcvet report results/latest
   zcvet report --format txt results/latest
   zcvet report --format html shard-1 shard-2 >report.html
-  zcvet report --diff results/before results/after`,
+  zcvet report results/before results/after`,
 		Args: func(command *cobra.Command, arguments []string) error {
 			if len(arguments) == 0 {
 				return fmt.Errorf("%s needs directories of results (%s --help)", command.CommandPath(), command.CommandPath())
@@ -61,16 +65,35 @@ difference 1 if something got worse.`,
 				return fault.New(fault.Usage, "no format %q", format).
 					WithAdvice("the formats are %s", strings.Join(slices.Sorted(maps.Keys(formats)), ", "))
 			}
-			if diff {
-				return reportDiff(command.OutOrStdout(), directories, format, strict)
+			out := command.OutOrStdout()
+			if len(directories) == 1 && !diff {
+				if done, err := reportOther(out, directories[0], format); done || err != nil {
+					return err
+				}
 			}
-			return reportRuns(command.OutOrStdout(), directories, format)
+			var runs []*verdict.Run
+			for _, directory := range directories {
+				run, err := readRun(directory)
+				if err != nil {
+					return err
+				}
+				runs = append(runs, run)
+			}
+			if diff || !oneKernel(runs) {
+				return a.reportDiff(out, directories, runs, format, strict)
+			}
+			return reportRuns(out, directories, runs, format)
 		},
 	}
 	command.Flags().StringVar(&format, "format", "", "write one form to standard output: "+strings.Join(slices.Sorted(maps.Keys(formats)), ", "))
-	command.Flags().BoolVar(&diff, "diff", false, "tell what changed from each run to the next (md or html)")
-	command.Flags().BoolVar(&strict, "strict", false, "with --diff: changes of SHOULD cases count")
+	command.Flags().BoolVar(&diff, "diff", false, "tell what changed from each run to the next (md, html, json), even if the kernel is the same")
+	command.Flags().BoolVar(&strict, "strict", false, "in a difference changes of SHOULD cases count")
 	return command
+}
+
+// oneKernel tells whether all runs are of one kernel, so that they can be merged.
+func oneKernel(runs []*verdict.Run) bool {
+	return !slices.ContainsFunc(runs, func(run *verdict.Run) bool { return run.Kernel.ID != runs[0].Kernel.ID })
 }
 
 // readRun reads the run.json of a directory, or the file itself.
@@ -101,23 +124,10 @@ func readJSON(path, name string, read func(io.Reader) error) error {
 	return nil
 }
 
-func reportRuns(out io.Writer, directories []string, format string) error {
-	if len(directories) == 1 {
-		if done, err := reportOther(out, directories[0], format); done || err != nil {
-			return err
-		}
-	}
-	var runs []*verdict.Run
-	for _, directory := range directories {
-		run, err := readRun(directory)
-		if err != nil {
-			return err
-		}
-		runs = append(runs, run)
-	}
+func reportRuns(out io.Writer, directories []string, runs []*verdict.Run, format string) error {
 	run, err := verdict.Merge(runs)
 	if err != nil {
-		return fault.New(fault.Usage, "%w", err).WithAdvice("zcvet report --diff tells what differs between kernels")
+		return fault.New(fault.Usage, "%w", err)
 	}
 	switch {
 	case format != "":
@@ -133,16 +143,25 @@ func reportRuns(out io.Writer, directories []string, format string) error {
 	return verdictError{fault.Class(run.Exit.Code)}
 }
 
+// comparisonFormats are the forms of a comparison, checkFormats those of checks.
+var (
+	comparisonFormats = map[string]func(io.Writer, *compare.Comparison) error{
+		"html": page.WriteComparison, "md": report.WriteComparison,
+		"json": func(w io.Writer, c *compare.Comparison) error { return c.Write(w) },
+	}
+	checkFormats = map[string]func(io.Writer, *check.Report) error{
+		"html": page.WriteCheck, "md": report.WriteChecks,
+		"json": func(w io.Writer, r *check.Report) error { return r.Write(w) },
+	}
+)
+
 // reportOther renders a directory that holds no run but a comparison or checks.
 func reportOther(out io.Writer, directory, format string) (done bool, err error) {
-	if format != "" && format != "html" {
-		return false, nil
-	}
+	group := &results.Group{Path: directory}
 	exists := func(name string) bool {
 		_, err := os.Stat(filepath.Join(directory, name))
 		return err == nil
 	}
-	var write func(io.Writer) error
 	var exit verdict.Exit
 	switch {
 	case exists(compare.File):
@@ -150,58 +169,67 @@ func reportOther(out io.Writer, directory, format string) (done bool, err error)
 		if err := readJSON(directory, compare.File, func(r io.Reader) (err error) { c, err = compare.Read(r); return err }); err != nil {
 			return true, err
 		}
-		write, exit = func(w io.Writer) error { return page.WriteComparison(w, c) }, c.Exit
+		exit, err = c.Exit, render(out, format, comparisonFormats, c, func() error { return columns.Store(c, group) })
 	case exists(check.File):
-		var c *check.Report
-		if err := readJSON(directory, check.File, func(r io.Reader) (err error) { c, err = check.Read(r); return err }); err != nil {
+		var r *check.Report
+		if err := readJSON(directory, check.File, func(in io.Reader) (err error) { r, err = check.Read(in); return err }); err != nil {
 			return true, err
 		}
-		write, exit = func(w io.Writer) error { return page.WriteCheck(w, c) }, c.Exit
+		exit, err = r.Exit, render(out, format, checkFormats, r, func() error { return gate.Store(r, group) })
 	default:
 		return false, nil
 	}
-	if format == "" {
-		err = results.RenderFile(directory, "report.html", write)
-	} else {
-		err = write(out)
-	}
 	if err != nil {
-		return true, fault.New(fault.Infrastructure, "%w", err)
+		return true, err
 	}
 	return true, verdictError{fault.Class(exit.Code)}
 }
 
-func reportDiff(out io.Writer, directories []string, format string, strict bool) error {
-	if len(directories) < 2 {
+// render writes one form of some results to out, or all of them to their place.
+func render[R any](out io.Writer, format string, formats map[string]func(io.Writer, R) error, results R, store func() error) error {
+	if format == "" {
+		return store()
+	}
+	write := formats[format]
+	if write == nil {
+		return fault.New(fault.Usage, "these results have no format %q", format).
+			WithAdvice("they have %s", strings.Join(slices.Sorted(maps.Keys(formats)), ", "))
+	}
+	if err := write(out, results); err != nil {
+		return fault.New(fault.Infrastructure, "%w", err)
+	}
+	return nil
+}
+
+// reportDiff compares stored runs as columns of a comparison. What compare knows
+// beside them, the binaries and second results, the runs do not tell.
+func (a *app) reportDiff(out io.Writer, directories []string, runs []*verdict.Run, format string, strict bool) error {
+	if len(runs) < 2 {
 		return fault.New(fault.Usage, "a difference needs two results or more")
 	}
-	c := &compare.Comparison{Kernel: "", Suite: "as in the runs"}
+	c := &compare.Comparison{
+		Command: shellescape.QuoteCommand(append([]string{"zcvet", "report", "--diff"}, directories...)),
+		Started: runs[0].Started, Suite: "as in the runs", Seed: runs[0].Seed,
+	}
 	var outcomes []compare.Outcome
-	for _, directory := range directories {
-		run, err := readRun(directory)
-		if err != nil {
-			return err
-		}
+	var versions []string
+	for i, run := range runs {
 		outcomes = append(outcomes, compare.Outcome{Run: run})
-		c.Kernel, c.Seed, c.Started = run.Kernel.Version, run.Seed, run.Started
+		versions = append(versions, run.Kernel.Version)
+		c.Seconds += run.Seconds
 		c.Columns = append(c.Columns, compare.Column{
-			Name: filepath.Base(filepath.Clean(directory)), Directory: filepath.ToSlash(directory), Kernel: run.Kernel, Series: run.Series,
-			Totals: run.Totals, Splats: len(run.Splats), Exit: run.Exit, Compared: compare.HasResults(run), RunSeconds: run.Seconds,
+			Name: filepath.Base(filepath.Clean(directories[i])), Directory: filepath.ToSlash(directories[i]), Kernel: run.Kernel, Series: run.Series,
+			Totals: run.Totals, Splats: len(run.Splats), Exit: run.Exit, RunSeconds: run.Seconds,
 		})
 	}
+	c.Kernel = strings.Join(slices.Compact(versions), ", ")
 	c.Join(outcomes, strict)
-	write := report.WriteComparison
-	switch format {
-	case "html":
-		write = page.WriteComparison
-	case "json":
-		write = func(w io.Writer, c *compare.Comparison) error { return c.Write(w) }
-	case "", "md":
-	default:
-		return fault.New(fault.Usage, "a difference has no format %q", format).WithAdvice("the formats are html, json, md")
-	}
-	if err := write(out, c); err != nil {
-		return fault.New(fault.Infrastructure, "%w", err)
+	err := render(out, format, comparisonFormats, c, func() error {
+		a.uiOn(os.Stdout).Comparison(c)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return verdictError{fault.Class(c.Exit.Code)}
 }
