@@ -32,6 +32,8 @@ type way struct {
 	// compiler is the check of what the compiler says, sparse that of sparse;
 	// empty for none.
 	compiler, sparse string
+	// whole is true for directories as a whole, false for the files touched.
+	whole bool
 	// missing says why it cannot be done here, and what to do.
 	missing string
 }
@@ -72,15 +74,15 @@ func (g *Gate) ways(version kconfig.Version) []way {
 		},
 		{
 			variant:  kbuild.Variant{Name: "32bit", Arch: "i386", Compiler: "gcc", Base: "allnoconfig", Config: config},
-			compiler: check.Build32,
+			compiler: check.Build32, whole: true,
 		},
 		{
 			variant:  kbuild.Variant{Name: "all", Arch: "x86_64", Compiler: "gcc", Base: "allmodconfig", Config: []byte(everything)},
-			compiler: check.BuildAll,
+			compiler: check.BuildAll, whole: true,
 		},
 		{
 			variant:  kbuild.Variant{Name: "clang", Arch: "x86_64", Compiler: "clang", Base: "allnoconfig", Config: config},
-			compiler: check.Clang, missing: installed("clang"),
+			compiler: check.Clang, whole: true, missing: installed("clang"),
 		},
 	}
 }
@@ -97,16 +99,26 @@ type compiled struct {
 	err           error // of class Build: the configuration itself is broken
 }
 
-// compile makes the checks that compile the directories of the patch in several
-// ways, before and after it.
+// compile makes the checks that compile the files or the directories of the patch
+// in several ways, before and after it.
 func (p *patchWalk) compile(ctx context.Context) error {
 	version, err := kconfig.ParseVersion(p.from.Version)
 	if err != nil {
 		return fault.New(fault.Infrastructure, "%w", err)
 	}
-	targets, err := p.targets(ctx)
+	sources, err := p.sources(ctx)
 	if err != nil {
 		return err
+	}
+	objects, directories, err := p.targets(sources)
+	if err != nil {
+		return err
+	}
+	targets := func(w way) []string {
+		if w.whole {
+			return directories
+		}
+		return objects
 	}
 	ways := p.ways(version)
 	keys := map[string]string{}
@@ -118,12 +130,12 @@ func (p *patchWalk) compile(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			keys[name] = p.key(name, append([]string{tool, w.variant.Base, string(w.variant.Config)}, targets...)...)
+			keys[name] = p.key(name, append([]string{tool, w.variant.Base, string(w.variant.Config)}, targets(w)...)...)
 			if _, known := p.recall(keys[name]); !known && !p.lacks(w, name) {
 				needed = true
 			}
 		}
-		if needed && !p.unbuilt && len(targets) > 0 {
+		if needed && !p.unbuilt && len(sources) > 0 {
 			todo = append(todo, w)
 		}
 	}
@@ -134,7 +146,7 @@ func (p *patchWalk) compile(ctx context.Context) error {
 	for _, w := range ways {
 		for _, name := range p.checks(w) {
 			switch {
-			case len(targets) == 0:
+			case len(sources) == 0:
 				p.add(check.Result{Name: name, Status: check.Pass, Summary: "nothing touched that is compiled"}, "")
 			case p.lacks(w, name):
 				p.add(check.Result{Name: name, Status: check.Skip, Summary: w.missing}, "")
@@ -180,7 +192,7 @@ func toolVersion(ctx context.Context, name string, w way) (string, error) {
 
 // bothSides compiles in all ways before the patch, and then in all ways after it:
 // going back and forth would have make compile everything each time.
-func (p *patchWalk) bothSides(ctx context.Context, ways []way, targets []string) (map[string]*compiled, error) {
+func (p *patchWalk) bothSides(ctx context.Context, ways []way, targets func(way) []string) (map[string]*compiled, error) {
 	done := map[string]*compiled{}
 	for _, w := range ways {
 		done[w.variant.Name] = &compiled{}
@@ -194,7 +206,7 @@ func (p *patchWalk) bothSides(ctx context.Context, ways []way, targets []string)
 			c := done[w.variant.Name]
 			step := p.UI.Step("compile")
 			began := time.Now()
-			result, err := kbuild.Compile(ctx, t, w.variant, targets, kbuild.Options{Cache: p.Cache, Progress: step.Progress, Log: p.Log, Jobs: p.Jobs})
+			result, err := kbuild.Compile(ctx, t, w.variant, targets(w), kbuild.Options{Cache: p.Cache, Progress: step.Progress, Log: p.Log, Jobs: p.Jobs})
 			c.took += time.Since(began)
 			switch {
 			case fault.Of(err) == fault.Build:
@@ -255,13 +267,13 @@ func weight(text string) int {
 	return 1
 }
 
-// targets are what make compiles for a patch: the directories of the C files it
-// touches, or for one that touches headers only those of all C files of the series.
-// Programs of the host, such as selftests, are none of the kernel's.
-func (p *patchWalk) targets(ctx context.Context) ([]string, error) {
-	targets, err := p.directories(p.touched)
-	if err != nil || len(targets) > 0 {
-		return targets, err
+// sources are the C files that are compiled for a patch: those it touches, or for
+// one that touches headers only those of the whole series. Programs of the host,
+// such as selftests, are none of the kernel's.
+func (p *patchWalk) sources(ctx context.Context) ([]string, error) {
+	sources, err := p.kernelSources(p.touched)
+	if err != nil || len(sources) > 0 {
+		return sources, err
 	}
 	if !slices.ContainsFunc(p.touched, func(name string) bool { return strings.HasSuffix(name, ".h") && isKernel(name) }) {
 		return nil, nil
@@ -277,7 +289,26 @@ func (p *patchWalk) targets(ctx context.Context) ([]string, error) {
 	for _, applied := range whole.Applied {
 		all = append(all, applied.Files...)
 	}
-	return p.directories(all)
+	return p.kernelSources(all)
+}
+
+// kernelSources picks the C files that are compiled into kernels and are there after
+// the patch.
+func (p *patchWalk) kernelSources(files []string) ([]string, error) {
+	var sources []string
+	for _, name := range files {
+		if !strings.HasSuffix(name, ".c") || !isKernel(name) {
+			continue
+		}
+		if _, err := p.after.ReadFile(name); errors.Is(err, fs.ErrNotExist) {
+			continue // gone with this patch
+		} else if err != nil {
+			return nil, err
+		}
+		sources = append(sources, name)
+	}
+	slices.Sort(sources)
+	return slices.Compact(sources), nil
 }
 
 // isKernel tells whether a file is compiled into kernels, of any architecture that
@@ -294,32 +325,29 @@ func isKernel(name string) bool {
 	return true
 }
 
-func (p *patchWalk) directories(files []string) ([]string, error) {
-	var targets []string
-	for _, name := range files {
-		if !strings.HasSuffix(name, ".c") || !isKernel(name) {
-			continue
-		}
-		if _, err := p.after.ReadFile(name); errors.Is(err, fs.ErrNotExist) {
-			continue // gone with this patch
-		}
+// targets are what make compiles for source files: the objects of them alone, and
+// their directories with as much of them as [maxSources] allows.
+func (p *patchWalk) targets(sources []string) (objects, directories []string, err error) {
+	for _, name := range sources {
+		object := strings.TrimSuffix(name, ".c") + ".o"
+		objects = append(objects, object)
 		dir := path.Dir(name)
-		target := dir + "/"
 		large := !strings.Contains(dir, "/")
 		if !large {
 			count, err := countSources(filepath.Join(p.from.Dir, dir))
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			large = count > maxSources
 		}
 		if large {
-			target = strings.TrimSuffix(name, ".c") + ".o"
+			directories = append(directories, object)
+		} else {
+			directories = append(directories, dir+"/")
 		}
-		targets = append(targets, target)
 	}
-	slices.Sort(targets)
-	return slices.Compact(targets), nil
+	slices.Sort(directories)
+	return objects, slices.Compact(directories), nil
 }
 
 // countSources counts the C files in and below a directory; one that is new has

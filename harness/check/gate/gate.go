@@ -64,6 +64,9 @@ func (g *Gate) Check(ctx context.Context, from *source.Kernel, s *series.Series,
 	}
 	w.report.Kernel.Version, w.report.Kernel.Source = from.Version, from.Source
 	w.report.Series = verdict.Series{Name: s.Name, Spec: s.Spec, Revision: s.Revision, MessageID: s.MessageID, ABI: s.ABI}
+	for i := range s.Patches {
+		w.report.Series.Patches = append(w.report.Series.Patches, verdict.Patch{Subject: s.Patches[i].Subject, File: s.Patches[i].File})
+	}
 	err := w.all(ctx)
 	w.report.Seconds = time.Since(started).Seconds()
 	w.report.Decide(err)
