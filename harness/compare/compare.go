@@ -9,6 +9,7 @@ import (
 	"io"
 
 	"github.com/zcvet/zcvet/harness/contract"
+	"github.com/zcvet/zcvet/harness/cost"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
 
@@ -71,6 +72,8 @@ type Column struct {
 	// neighbour; RepeatDirectory has that second run's results.
 	Repeated        int    `json:"repeated"`
 	RepeatDirectory string `json:"repeat_directory,omitempty"`
+	// CostDirectory has the run in which costs were measured; empty when none was.
+	CostDirectory string `json:"cost_directory,omitempty"`
 }
 
 // Step is the way from one column to the next.
@@ -94,6 +97,9 @@ type Step struct {
 	Splats []SplatChange `json:"splats"`
 	// Findings about the patches themselves that are new or gone.
 	Findings []FindingChange `json:"findings"`
+	// Cost has what was measured in either column, Before's as Without and
+	// After's as With; empty when nothing was.
+	Cost []cost.Row `json:"cost,omitempty"`
 
 	// Worse is true when After is worse than Before by the rule of [Between].
 	Worse bool `json:"worse"`

@@ -58,7 +58,18 @@ func changes(step compare.Step) []string {
 	for _, change := range step.Findings {
 		lines = append(lines, fmt.Sprintf("finding %s %s", change.Finding.Title, change.Kind))
 	}
+	for _, row := range step.Cost {
+		lines = append(lines, fmt.Sprintf("cost %d %d", row.Without, row.With))
+	}
 	return lines
+}
+
+// costs is a run in which a send that does not use the series takes so many
+// instructions.
+func costs(instructions int64) *verdict.Run {
+	r := run("cost/send-without-request=pass")
+	r.Cases[0].Measurements = []verdict.Measurement{{Name: "plain", Instructions: instructions}}
+	return r
 }
 
 func TestBetween(t *testing.T) {
@@ -150,6 +161,16 @@ func TestBetween(t *testing.T) {
 			before: compare.Outcome{Run: splat(run("a=crash"), "1", "hang here", "a/tcp")},
 			after:  compare.Outcome{Run: splat(run("a=crash"), "2", "hang there", "a/tcp")},
 			want:   []string{"a still-failing", "splat hang there new", "splat hang here gone"},
+		},
+		{
+			name:   "sends that do not use the series",
+			before: compare.Outcome{Run: run("a=pass"), Cost: costs(10000)}, after: compare.Outcome{Run: run("a=pass"), Cost: costs(10200)},
+			want: []string{"cost 10000 10200"}, worse: true,
+		},
+		{
+			name:   "as dear as before",
+			before: compare.Outcome{Run: costs(10000)}, after: compare.Outcome{Run: costs(10050)},
+			want: []string{"cost 10000 10050"},
 		},
 		{
 			name:   "findings",

@@ -8,15 +8,26 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/zcvet/zcvet/harness/cost"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
 
-// Outcome is what is known about one column: its run, and the run in which the
-// cases that differed from a neighbour's were repeated, nil for none.
+// Outcome is what is known about one column: its run, the run in which the cases
+// that differed from a neighbour's were repeated, and the one that measured costs,
+// nil for none. Run itself may have measured them too.
 type Outcome struct {
 	Run   *verdict.Run
 	Again *verdict.Run
+	Cost  *verdict.Run
+}
+
+// measured is the run with the costs.
+func (o Outcome) measured() *verdict.Run {
+	if o.Cost != nil {
+		return o.Cost
+	}
+	return o.Run
 }
 
 // HasResults tells whether a run got as far as saying something about every case.
@@ -56,8 +67,8 @@ func Differing(before, after *verdict.Run) []string {
 //     ABI it may have lost its subject;
 //
 // or a complaint of the kernel that is new, unless it belongs to a case that
-// failed before as well; or a new MUST finding. An unstable case counts for
-// nothing.
+// failed before as well; or a new MUST finding; or a send that does not use the
+// series and has become dearer. An unstable case counts for nothing.
 func Between(before, after Outcome, strict bool) Step {
 	step := Step{}
 	sameABI := before.Run.Series.ABI == after.Run.Series.ABI
@@ -99,6 +110,7 @@ func Between(before, after Outcome, strict bool) Step {
 	}
 	step.Splats = splatChanges(before, after)
 	step.Findings = findingChanges(before.Run, after.Run)
+	step.Cost = cost.Compare(before.measured(), after.measured()).Rows
 	step.judge(still, counts)
 	return step
 }
@@ -137,6 +149,9 @@ func (s *Step) judge(still map[string]bool, counts func(verdict.Level) bool) {
 		if change.Kind == New && counts(change.Finding.Level) {
 			s.Reasons = append(s.Reasons, change.Finding.Kind+": "+change.Finding.Title)
 		}
+	}
+	if dearer := len(cost.Exceeding(s.Cost)); dearer > 0 {
+		s.Reasons = append(s.Reasons, cost.Complaint(dearer))
 	}
 	s.Worse = len(s.Reasons) > 0
 }

@@ -39,7 +39,9 @@ func (c *Comparison) step(before, after int, outcomes []Outcome, strict bool) St
 		step.Missing = "no column before " + c.Columns[after].Name + " has results"
 	default:
 		step = Between(outcomes[before], outcomes[after], strict)
-		step.Same = c.Columns[before].isLike(&c.Columns[after])
+		if step.Same = c.Columns[before].isLike(&c.Columns[after]); step.Same {
+			step.Cost = nil // measured once
+		}
 	}
 	step.Before, step.After = before, after
 	return step

@@ -8,6 +8,7 @@ package cost
 
 import (
 	"cmp"
+	"fmt"
 	"io"
 	"slices"
 
@@ -17,6 +18,9 @@ import (
 
 // Schema is the version of the form in which a Table is stored.
 const Schema = 1
+
+// Suite selects the cases that measure.
+const Suite = "cost"
 
 // Tolerance is by which part the cost of a send that does not use the series may
 // grow before that counts as an increase (N21). A changed structure or function
@@ -100,6 +104,11 @@ func (t *Table) row(c verdict.Case, measure string) *Row {
 }
 
 // Exceeding returns the rows that are an increase.
-func (t *Table) Exceeding() []Row {
-	return slices.DeleteFunc(slices.Clone(t.Rows), func(r Row) bool { return !r.Exceeds() })
+func Exceeding(rows []Row) []Row {
+	return slices.DeleteFunc(slices.Clone(rows), func(r Row) bool { return !r.Exceeds() })
+}
+
+// Complaint says of so many rows that they are an increase.
+func Complaint(count int) string {
+	return fmt.Sprintf("%d of the sends that do not use the series cost over %.0f %% more", count, 100*Tolerance)
 }

@@ -66,7 +66,7 @@ func TestCompare(t *testing.T) {
 // TestOnlySendsThatDoNotUseTheSeriesAreJudged: a per cent more is the compiler's
 // doing, and what notifications cost is a figure and no fault.
 func TestOnlySendsThatDoNotUseTheSeriesAreJudged(t *testing.T) {
-	dearer := example().Exceeding()
+	dearer := cost.Exceeding(example().Rows)
 	if len(dearer) != 1 || dearer[0].Measure != "control" {
 		t.Errorf("dearer are %+v, want the send with a control message alone", dearer)
 	}

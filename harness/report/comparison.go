@@ -277,6 +277,10 @@ func (m markdown) comparisonStep(c *compare.Comparison, step *compare.Step) {
 	for _, change := range step.Findings {
 		m.line("#### Finding %s: %s\n", change.Kind, inline(change.Finding.Title))
 	}
+	if len(step.Cost) > 0 {
+		m.line("#### Instructions for each send\n")
+		m.block(strings.Join(CostLines(step.Cost, c.Columns[step.Before].Name, c.Columns[step.After].Name), "\n"))
+	}
 }
 
 func (m markdown) change(change compare.Folded) {

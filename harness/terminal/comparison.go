@@ -124,6 +124,12 @@ func (ui *UI) comparisonStep(c *compare.Comparison, step *compare.Step) {
 	for _, change := range step.Findings {
 		ui.line("  %s  %s: %s", strings.ToUpper(string(change.Kind))+" FINDING", change.Finding.Kind, clean(change.Finding.Title))
 	}
+	if len(step.Cost) > 0 {
+		ui.line("  COST  instructions for each send")
+		for _, line := range report.CostLines(step.Cost, c.Columns[step.Before].Name, c.Columns[step.After].Name) {
+			ui.line("%s", strings.TrimRight("      "+line, " "))
+		}
+	}
 }
 
 // newAndPassing takes what is new and passes out of a list and prints it in a few

@@ -21,11 +21,8 @@ import (
 	"github.com/zcvet/zcvet/harness/vet"
 )
 
-// costSuite selects the cases that measure.
-const costSuite = "cost"
-
 func (a *app) benchCommand() *cobra.Command {
-	options := vet.Options{Suite: costSuite, Seed: 1, CountInstructions: true}
+	options := vet.Options{Suite: cost.Suite, Seed: 1, CountInstructions: true}
 	command := &cobra.Command{
 		Use:   "bench",
 		Short: "Measure what a series costs and saves, in instructions",
@@ -86,8 +83,8 @@ func (a *app) bench(ctx context.Context, options vet.Options) error {
 		return fault.New(fault.Infrastructure, "%w", err)
 	}
 	v.UI.Note("results: %s", group.Path)
-	if dearer := len(table.Exceeding()); dearer > 0 {
-		return fault.New(fault.Test, "%d of the sends that do not use the series cost more than %.0f %% more with it", dearer, 100*cost.Tolerance)
+	if dearer := len(cost.Exceeding(table.Rows)); dearer > 0 {
+		return fault.New(fault.Test, "%s", cost.Complaint(dearer))
 	}
 	return nil
 }

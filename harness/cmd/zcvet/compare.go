@@ -20,6 +20,7 @@ import (
 
 func (a *app) compareCommand() *cobra.Command {
 	var options vet.Options
+	var costs bool
 	command := &cobra.Command{
 		Use:   "compare COLUMN COLUMN...",
 		Short: "Tell what changed between revisions of a series",
@@ -38,7 +39,7 @@ code (3, 4, 5), and the column after it is compared with the one before it.`,
   zcvet compare --kernel 6.12 base mbox:v9.mbox
   zcvet compare reference ../mine@1 ../mine@2`,
 		RunE: func(command *cobra.Command, words []string) error {
-			return a.compare(command.Context(), words, options)
+			return a.compare(command.Context(), words, options, costs)
 		},
 	}
 	kernelFlags(command, &options)
@@ -49,10 +50,11 @@ code (3, 4, 5), and the column after it is compared with the one before it.`,
 		}
 	}
 	caseFlags(command, &options)
+	command.Flags().BoolVar(&costs, "cost", false, "measure what sends cost on every kernel, as bench does, and compare that too")
 	return command
 }
 
-func (a *app) compare(ctx context.Context, words []string, options vet.Options) error {
+func (a *app) compare(ctx context.Context, words []string, options vet.Options, costs bool) error {
 	if options.Series != "none" || options.Revision != 0 {
 		return fault.New(fault.Usage, "compare takes series as columns, not by --series and --rev").
 			WithAdvice("zcvet compare base SERIES SERIES@N")
@@ -67,7 +69,10 @@ func (a *app) compare(ctx context.Context, words []string, options vet.Options) 
 	}
 	arguments := append([]string{"zcvet", "compare"}, kernelArguments(options)...)
 	arguments = append(arguments, caseArguments(options)...)
-	return a.runColumns(ctx, v, wanted, options, shellescape.QuoteCommand(append(arguments, words...)), nil)
+	if costs {
+		arguments = append(arguments, "--cost")
+	}
+	return a.runColumns(ctx, v, wanted, options, shellescape.QuoteCommand(append(arguments, words...)), &columns.Comparer{Cost: costs})
 }
 
 // eachPatch runs the suite at every patch of a series.
@@ -84,12 +89,12 @@ func (a *app) eachPatch(ctx context.Context, options vet.Options) error {
 	if err != nil {
 		return err
 	}
-	return a.runColumns(ctx, v, wanted, options, repeat(options)+" --each-patch", (*compare.Comparison).DecideEach)
+	return a.runColumns(ctx, v, wanted, options, repeat(options)+" --each-patch", &columns.Comparer{Decide: (*compare.Comparison).DecideEach})
 }
 
-// runColumns makes a comparison and shows it. Decide, if not nil, gives the
-// verdict by another rule than that of a comparison.
-func (a *app) runColumns(ctx context.Context, v *vet.Vetter, wanted []columns.Column, options vet.Options, command string, decide func(*compare.Comparison)) error {
+// runColumns makes a comparison and shows it. The comparer says what is particular
+// about it.
+func (a *app) runColumns(ctx context.Context, v *vet.Vetter, wanted []columns.Column, options vet.Options, command string, comparer *columns.Comparer) error {
 	var names []string
 	for _, column := range wanted {
 		names = append(names, column.Name)
@@ -98,10 +103,8 @@ func (a *app) runColumns(ctx context.Context, v *vet.Vetter, wanted []columns.Co
 	if err != nil {
 		return err
 	}
-	comparer := &columns.Comparer{
-		Begin: func(options vet.Options, command string) (columns.Attempt, error) { return v.Begin(options, command) },
-		UI:    v.UI, Decide: decide,
-	}
+	comparer.UI = v.UI
+	comparer.Begin = func(options vet.Options, command string) (columns.Attempt, error) { return v.Begin(options, command) }
 	comparison, err := comparer.Compare(ctx, wanted, options, group, command)
 	v.UI.Note("results: %s", group.Path)
 	if err != nil {

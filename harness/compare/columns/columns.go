@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/zcvet/zcvet/harness/compare"
+	"github.com/zcvet/zcvet/harness/cost"
 	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/machine"
 	"github.com/zcvet/zcvet/harness/report"
 	"github.com/zcvet/zcvet/harness/report/page"
 	"github.com/zcvet/zcvet/harness/results"
@@ -42,6 +44,8 @@ type Comparer struct {
 	UI    Listener
 	// Decide, if not nil, gives the verdict by another rule than Join's.
 	Decide func(*compare.Comparison)
+	// Cost has every kernel run the cases that measure as well.
+	Cost bool
 }
 
 // Compare runs the cases on every column and compares neighbours. Options are
@@ -64,6 +68,9 @@ func (c *Comparer) Compare(ctx context.Context, columns []Column, options vet.Op
 	if err := w.repeat(ctx); err != nil {
 		return nil, err
 	}
+	if err := w.measure(ctx); err != nil {
+		return nil, err
+	}
 	comparison := &compare.Comparison{
 		Command: command, Started: started.UTC().Format(time.RFC3339), Kernel: options.Kernel,
 		Suite: options.Suite, Seed: options.Seed,
@@ -71,7 +78,7 @@ func (c *Comparer) Compare(ctx context.Context, columns []Column, options vet.Op
 	var outcomes []compare.Outcome
 	for _, column := range w.columns {
 		comparison.Columns = append(comparison.Columns, column.about)
-		outcomes = append(outcomes, compare.Outcome{Run: column.run, Again: column.runner().again})
+		outcomes = append(outcomes, compare.Outcome{Run: column.run, Again: column.runner().again, Cost: column.runner().cost})
 	}
 	comparison.Join(outcomes, options.Policy.Strict)
 	if c.Decide != nil {
@@ -110,6 +117,7 @@ type column struct {
 	// same is the column that ran in place of this one, nil when it ran itself.
 	same  *column
 	again *verdict.Run
+	cost  *verdict.Run // nil when nothing was measured
 	// differing are the ids of the cases to repeat.
 	differing []string
 }
@@ -243,6 +251,38 @@ func (w *work) repeat(ctx context.Context) error {
 				WithAdvice("the machine may be too busy: try again when it is not; what was built is kept")
 		}
 		c.about.Repeated, c.about.RepeatDirectory = len(c.differing), w.group.Relative(attempt.Path())
+	}
+	return nil
+}
+
+// measure runs the cases that measure costs, in a machine that counts instructions.
+// It is another machine than that of the cases, perhaps with another accelerator, so
+// it is prepared anew; everything is in the cache.
+func (w *work) measure(ctx context.Context) error {
+	for _, c := range w.columns {
+		if !w.Cost || c.same != nil || !compare.HasResults(c.run) {
+			continue
+		}
+		w.UI.Section("cost  %s", c.about.Name)
+		options := c.options
+		options.Suite, options.Accelerator, options.CountInstructions = cost.Suite, machine.TCG, true
+		options.Out = w.group.Run(c.about.Directory + "-cost")
+		attempt, err := w.Begin(options, w.command)
+		if err != nil {
+			return err
+		}
+		prepared, err := attempt.Prepare(ctx)
+		if err == nil {
+			err = attempt.Cases(ctx, prepared)
+			prepared.Close()
+		}
+		if c.cost, err = attempt.End(ctx, err); err != nil {
+			return fault.New(fault.Infrastructure, "measure the costs of %s: %w", c.about.Name, err)
+		}
+		if c.cost.Exit.Code != 0 {
+			w.UI.Note("not all costs of %s could be measured: %s", c.about.Name, c.cost.Exit.Error)
+		}
+		c.about.CostDirectory = w.group.Relative(attempt.Path())
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/zcvet/zcvet/harness/compare"
 	"github.com/zcvet/zcvet/harness/compare/columns"
+	"github.com/zcvet/zcvet/harness/cost"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/kbuild"
 	"github.com/zcvet/zcvet/harness/results"
@@ -33,6 +34,8 @@ type kernel struct {
 	// cases gives the results, one map for each time the cases run; the last one
 	// stays.
 	cases []map[string]verdict.Status
+	// instructions is what a send costs.
+	instructions int64
 }
 
 // fake is a vetter without kernels and machines.
@@ -42,6 +45,7 @@ type fake struct {
 	log     []string           // what was done, in order
 	failing error              // of Cases
 	stop    func()             // called when cases run
+	cost    bool               // measure costs
 }
 
 func (f *fake) begin(options vet.Options, command string) (columns.Attempt, error) {
@@ -104,6 +108,11 @@ func (a *attempt) Cases(context.Context, *vet.Prepared) error {
 	if len(a.options.Only) > 0 {
 		only = " only " + strings.Join(a.options.Only, " ")
 	}
+	if a.options.CountInstructions {
+		a.did("measure %s", a.name())
+		a.run.Cases = []verdict.Case{{ID: "cost", Name: a.options.Suite, Level: verdict.Must, Status: verdict.Pass, Measurements: []verdict.Measurement{{Name: "plain", Instructions: a.kernel.instructions}}}}
+		return nil
+	}
 	a.did("run %s%s", a.name(), only)
 	if a.fake.stop != nil {
 		a.fake.stop()
@@ -145,7 +154,7 @@ func (f *fake) compare(ctx context.Context, words ...string) (*compare.Compariso
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	comparer := &columns.Comparer{Begin: f.begin, UI: f}
+	comparer := &columns.Comparer{Begin: f.begin, UI: f, Cost: f.cost}
 	c, err := comparer.Compare(ctx, wanted, vet.Options{Kernel: "6.12", Suite: "all", Seed: 7, Series: "none"}, group, "zcvet compare")
 	return c, group, err
 }
@@ -223,6 +232,30 @@ func TestIdenticalBinariesRunOnce(t *testing.T) {
 	)
 	if c.Columns[2].SameAs != "v1" || !c.Steps[1].Same || c.Steps[1].Counts.StillFailing != 1 {
 		t.Errorf("column %+v, step %+v", c.Columns[2], c.Steps[1])
+	}
+}
+
+func TestMeasuresTheCostsOfEachBinaryOnce(t *testing.T) {
+	f := &fake{t: t, cost: true, kernels: map[string]*kernel{
+		"none": {binary: "0", cases: []outcomes{{"a": "pass"}}, instructions: 5000},
+		"v1":   {err: fault.New(fault.Build, "no")},
+		"v2":   {binary: "2", cases: []outcomes{{"a": "pass"}}, instructions: 5100},
+		"v3":   {binary: "2", cases: []outcomes{{"a": "pass"}}},
+	}}
+	c, _, err := f.compare(t.Context(), "base", "v1", "v2", "v3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.requireLog(
+		"prepare none", "run none", "prepare v1", "error no", "prepare v2", "run v2", "prepare v3", "adopt v3",
+		"prepare none", "measure none", "prepare v2", "measure v2",
+	)
+	want := []cost.Row{{Case: "cost", Measure: "plain", Without: 5000, With: 5100}}
+	if d := cmp.Diff(want, c.Steps[1].Cost); d != "" || len(c.Steps[2].Cost) > 0 {
+		t.Errorf("cost of v2 (-want +got):\n%s\nof v3: %+v", d, c.Steps[2].Cost)
+	}
+	if got := c.Columns[2].CostDirectory; got != "3-v2-cost" {
+		t.Errorf("the costs of v2 are in %q", got)
 	}
 }
 

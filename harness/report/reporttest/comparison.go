@@ -31,10 +31,23 @@ func Comparison() *compare.Comparison {
 		}
 		again.Cases = append(again.Cases, c)
 	}
-	outcomes := []compare.Outcome{{Run: base, Again: base}, {Run: v1, Again: &again}, {Run: v1, Again: &again}}
+	outcomes := []compare.Outcome{{Run: base, Again: base, Cost: measured(10012, 0)}, {Run: v1, Again: &again, Cost: measured(10317, 27500)}, {Run: v1, Again: &again}}
 	c := joined(outcomes, "base", "lore:v7", "lore:v8")
 	c.Columns[2].SameAs = "lore:v7"
 	return c
+}
+
+// measured is a run that measured costs, in instructions; 0 for none.
+func measured(send, request int64) *verdict.Run {
+	run := &verdict.Run{Cases: []verdict.Case{{
+		Name: "cost/send-without-request", Proto: "tcp", Family: "ipv4", Measurements: []verdict.Measurement{{Name: "plain", Instructions: send}},
+	}}}
+	if request > 0 {
+		run.Cases = append(run.Cases, verdict.Case{
+			Name: "cost/notifications-by-request", Proto: "tcp", Family: "ipv4", Measurements: []verdict.Measurement{{Name: "every 32", Instructions: request}},
+		})
+	}
+	return run
 }
 
 // Unchanged is one in which nothing differs.
