@@ -74,32 +74,54 @@ func TestMailNamesWhatWasTested(t *testing.T) {
 	}
 }
 
-// The fields and words are b4's.
+// The fields and words are b4's, and so is that there is one result: b4 would keep
+// the last one only.
 func TestB4(t *testing.T) {
 	for name, want := range map[string]struct {
-		run      *verdict.Run
-		statuses string
+		run     *verdict.Run
+		status  string
+		details string
 	}{
-		"pass": {passing(), "pass"}, "should": {tolerating(), "pass warn warn"}, "fail": {failing(), "fail fail warn fail warn"},
-		"crash": {crashing(), "fail fail fail fail"}, "unbuilt": {unbuilt(), "fail"},
+		"pass": {passing(), "pass", ""}, "should": {tolerating(), "warn", "warn warn"}, "fail": {failing(), "fail", "fail warn fail warn"},
+		"crash": {crashing(), "fail", "fail fail fail"}, "unbuilt": {unbuilt(), "fail", "-"},
 	} {
 		var out bytes.Buffer
-		if err := report.WriteB4(&out, report.B4Checks(want.run, "results/latest")); err != nil {
+		if err := report.WriteB4(&out, want.run, "results/latest one"); err != nil {
 			t.Fatal(err)
 		}
-		var checks []map[string]string
-		if err := json.Unmarshal(out.Bytes(), &checks); err != nil {
-			t.Fatal(err)
+		var results []map[string]string
+		if err := json.Unmarshal(out.Bytes(), &results); err != nil || len(results) != 1 {
+			t.Fatalf("%s: %v\n%s", name, err, &out)
+		}
+		got := results[0]
+		if got["tool"] != "zcvet" || got["status"] != want.status || got["summary"] == "" || len(got) != 5 {
+			t.Errorf("%s: %v", name, got)
+		}
+		if !strings.HasPrefix(got["url"], "file:///") || !strings.HasSuffix(got["url"], "results/latest%20one/report.html") {
+			t.Errorf("%s: url %s", name, got["url"])
+		}
+		var details []map[string]string
+		switch {
+		case want.details == "-":
+			if got["details"] != want.run.Exit.Error {
+				t.Errorf("%s: details %q", name, got["details"])
+			}
+			continue
+		case want.details == "" && got["details"] == "":
+			continue
+		}
+		if err := json.Unmarshal([]byte(got["details"]), &details); err != nil {
+			t.Errorf("%s: details: %v: %s", name, err, got["details"])
 		}
 		var statuses []string
-		for _, check := range checks {
-			statuses = append(statuses, check["status"])
-			if check["tool"] != "zcvet" || check["summary"] == "" || !strings.HasPrefix(check["url"], "file:///") || len(check) != 5 {
-				t.Errorf("%s: %v", name, check)
+		for _, detail := range details {
+			statuses = append(statuses, detail["status"])
+			if detail["context"] == "" || detail["state"] == "" || detail["description"] == "" {
+				t.Errorf("%s: detail %v", name, detail)
 			}
 		}
-		if got := strings.Join(statuses, " "); got != want.statuses {
-			t.Errorf("%s: %s, want %s", name, got, want.statuses)
+		if list := strings.Join(statuses, " "); list != want.details {
+			t.Errorf("%s: details are %s, want %s", name, list, want.details)
 		}
 	}
 }

@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"io"
 	"net/mail"
+	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -29,8 +31,10 @@ message-id names, and prints the results as b4 reads them. Tell b4 with
 
   git config b4.review-series-check-cmd "zcvet b4-check --kernel 6.12"
 
-What happens on the way is shown on standard error. The exit code is 0 if the
-results could be told, whatever they are.`,
+What happens on the way is shown on standard error. The results are kept in the
+user's data directory, one for each series, unless --out names another: b4 calls its
+hooks in the reviewer's kernel tree. The exit code is 0 if the results could be
+told, whatever they are.`,
 		Example: `  zcvet b4-check --suite scm <cover-letter`,
 		Args:    noArguments,
 		RunE: func(command *cobra.Command, _ []string) error {
@@ -56,6 +60,11 @@ func (a *app) b4Check(command *cobra.Command, options vet.Options) error {
 		return err
 	}
 	options.Series = id
+	if options.Out == "" {
+		if options.Out, err = reviewDirectory(id); err != nil {
+			return err
+		}
+	}
 	v, err := a.vetter(os.Stderr)
 	if err != nil {
 		return err
@@ -69,10 +78,23 @@ func (a *app) b4Check(command *cobra.Command, options vet.Options) error {
 		v.UI.Error(err)
 	}
 	v.UI.Summary(run)
-	if err := report.WriteB4(command.OutOrStdout(), report.B4Checks(run, attempt.Path())); err != nil {
+	if err := report.WriteB4(command.OutOrStdout(), run, attempt.Path()); err != nil {
 		return fault.New(fault.Infrastructure, "b4-check: %w", err)
 	}
 	return nil
+}
+
+// reviewDirectory is where the results of a reviewed series go.
+func reviewDirectory(id string) (string, error) {
+	data := os.Getenv("XDG_DATA_HOME")
+	if !filepath.IsAbs(data) { // by the rule of the specification
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", fault.New(fault.Usage, "no place for the results: %w", err).WithAdvice("name one in --out")
+		}
+		data = filepath.Join(home, ".local", "share")
+	}
+	return filepath.Join(data, "zcvet", "reviews", url.PathEscape(id)), nil
 }
 
 // messageID finds the message-id of a mail.

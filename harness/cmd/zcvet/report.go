@@ -33,7 +33,7 @@ var formats = map[string]func(io.Writer, *verdict.Run) error{
 	"annotations": report.WriteAnnotations,
 	"txt":         func(w io.Writer, run *verdict.Run) error { return report.WriteText(w, run, results.Tester()) },
 	"json":        func(w io.Writer, run *verdict.Run) error { return run.Write(w) },
-	"b4":          func(w io.Writer, run *verdict.Run) error { return report.WriteB4(w, report.B4Checks(run, "")) },
+	"b4":          func(w io.Writer, run *verdict.Run) error { return report.WriteB4(w, run, "") },
 }
 
 func (a *app) reportCommand() *cobra.Command {
