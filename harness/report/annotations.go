@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"path"
 	"strings"
 
 	"github.com/zcvet/zcvet/harness/fault"
@@ -13,12 +14,14 @@ import (
 )
 
 // WriteAnnotations writes what went wrong as GitHub workflow commands, which
-// the runner turns into annotations. GitHub shows only the first ten errors and
-// warnings of a step, so the gravest come first and failures are folded.
+// the runner turns into annotations. GitHub shows only the first ten of each kind
+// of a step, so the gravest come first and failures are folded. It shows them at
+// lines of files in the checkout: those of the patches, if the series is there.
 func WriteAnnotations(w io.Writer, run *verdict.Run) error {
 	out := bufio.NewWriter(w)
+	diffs := Diffs(run)
 	if why, is := ended(run); is {
-		annotate(out, "error", "", 0, "zcvet: "+Word(run), why)
+		annotate(out, "error", spot{}, "zcvet: "+Word(run), why)
 	}
 	for i := range run.Splats {
 		splat := &run.Splats[i]
@@ -26,7 +29,7 @@ func WriteAnnotations(w io.Writer, run *verdict.Run) error {
 		if splat.Case != "" {
 			message += "\nwhile " + splat.Case + " ran"
 		}
-		annotate(out, "error", splat.File, splat.Line, splat.Title, message)
+		annotate(out, "error", spotOf(run, diffs, splat.Patch, splat.File, splat.Line, splat.Source), splat.Title, message)
 	}
 	for _, finding := range run.Series.Findings {
 		command := "error"
@@ -34,13 +37,16 @@ func WriteAnnotations(w io.Writer, run *verdict.Run) error {
 			command = "warning"
 		}
 		message := finding.Title
+		if place := Place(finding.File, finding.Line); place != "" {
+			message += " at " + place
+		}
 		if finding.Patch != "" {
 			message += "\npatch: " + finding.Patch
 		}
 		if finding.Detail != "" {
 			message += "\n" + finding.Detail
 		}
-		annotate(out, command, finding.File, finding.Line, finding.Kind, message)
+		annotate(out, command, spotOf(run, diffs, finding.Patch, finding.File, finding.Line, ""), finding.Kind, message)
 	}
 	for _, failure := range Fold(run) {
 		command := "error"
@@ -55,22 +61,76 @@ func WriteAnnotations(w io.Writer, run *verdict.Run) error {
 		if len(failure.Covers) > 0 {
 			message += " [" + strings.Join(failure.Covers, " ") + "]"
 		}
-		annotate(out, command, "", 0, title, message)
+		annotate(out, command, spot{}, title, message)
+	}
+	for _, uncovered := range uncoveredSpots(run, diffs) {
+		annotate(out, "notice", uncovered, "not executed", "no case executed what this adds")
 	}
 	command := "notice"
 	if fault.Class(run.Exit.Code) != fault.None {
 		command = "error"
 	}
-	annotate(out, command, "", 0, "zcvet", Word(run)+": "+Line(run))
+	annotate(out, command, spot{}, "zcvet", Word(run)+": "+Line(run))
 	return out.Flush()
 }
 
-func annotate(out io.Writer, command, file string, line int, title, message string) {
+// spot is where an annotation belongs, in a file of the checkout; the zero value
+// is nowhere.
+type spot struct {
+	file        string
+	first, last int // lines
+}
+
+// spotOf finds the line of the patch file that adds a line of the kernel, which is
+// in no checkout of a series.
+func spotOf(run *verdict.Run, diffs []Diff, patch, file string, number int, text string) spot {
+	for i := range diffs {
+		if d := &diffs[i]; patch != "" && d.Patch.Subject == patch {
+			if line := d.find(file, number, text); line != nil {
+				return d.spot(run, line)
+			}
+		}
+	}
+	return spot{}
+}
+
+// spot is where a line of the patch is, nowhere if its file is not at hand.
+func (d *Diff) spot(run *verdict.Run, line *DiffLine) spot {
+	if run.Series.Directory == "" || d.Patch.DiffLine == 0 {
+		return spot{}
+	}
+	at := d.Patch.DiffLine + line.At - 1
+	return spot{path.Join(run.Series.Directory, d.Patch.File), at, at}
+}
+
+// uncoveredSpots are the lines that no case executed, neighbours together.
+func uncoveredSpots(run *verdict.Run, diffs []Diff) []spot {
+	var spots []spot
+	for i := range diffs {
+		d := &diffs[i]
+		for _, file := range d.Files {
+			for _, line := range d.added(file.Name) {
+				if !line.Executable || line.Count > 0 {
+					continue
+				}
+				at := d.spot(run, line)
+				if last := len(spots) - 1; last >= 0 && spots[last].file == at.file && spots[last].last+1 == at.first {
+					spots[last].last = at.last
+				} else if at.file != "" {
+					spots = append(spots, at)
+				}
+			}
+		}
+	}
+	return spots
+}
+
+func annotate(out io.Writer, command string, at spot, title, message string) {
 	var properties []string
-	if file != "" {
-		properties = append(properties, "file="+property(file))
-		if line > 0 {
-			properties = append(properties, fmt.Sprintf("line=%d", line))
+	if at.file != "" {
+		properties = append(properties, "file="+property(at.file), fmt.Sprintf("line=%d", at.first))
+		if at.last > at.first {
+			properties = append(properties, fmt.Sprintf("endLine=%d", at.last))
 		}
 	}
 	properties = append(properties, "title="+property(title))

@@ -152,9 +152,16 @@ func (d *Diff) added(file string) []*DiffLine {
 }
 
 // accuse marks the line of the patch that is line number of the finished tree.
-// Patches after it may have moved the line, so its text counts more than its
-// number.
 func (d *Diff) accuse(file string, number int, text string) {
+	if line := d.find(file, number, text); line != nil {
+		line.Guilty = true
+	}
+}
+
+// find returns the line of the patch that is line number of the finished tree, nil
+// if none is. Patches after it may have moved the line, so its text, if it is
+// known, counts more than its number.
+func (d *Diff) find(file string, number int, text string) *DiffLine {
 	var best *DiffLine
 	distance := func(l *DiffLine) int { return max(l.New-number, number-l.New) }
 	for _, line := range d.added(file) {
@@ -165,9 +172,7 @@ func (d *Diff) accuse(file string, number int, text string) {
 			best = line
 		}
 	}
-	if best != nil {
-		best.Guilty = true
-	}
+	return best
 }
 
 // cover notes the coverage of the lines the patch added. Both come in the order

@@ -274,14 +274,20 @@ func TestDuration(t *testing.T) {
 // Every command is one line, and nothing in a message can start another.
 func TestAnnotationsEscape(t *testing.T) {
 	run := base()
-	run.Splats = []verdict.Splat{{Title: "a,b:c%\n::error::injected", File: "net/x,y.c", Line: 3}}
+	run.Series.Directory = "my,own:patches"
+	run.Series.Patches = []verdict.Patch{{
+		Subject: "net: x", File: "x.patch", DiffLine: 1,
+		Diff: "diff --git a/net/x,y.c b/net/x,y.c\n--- a/net/x,y.c\n+++ b/net/x,y.c\n@@ -2,0 +3,1 @@\n+bug\n",
+	}}
+	run.Splats = []verdict.Splat{{Title: "a,b:c%\n::error::injected", File: "net/x,y.c", Line: 3, Patch: "net: x", Source: "bug"}}
 	run.Decide(verdict.Policy{}, nil)
 	var out bytes.Buffer
 	if err := report.WriteAnnotations(&out, run); err != nil {
 		t.Fatal(err)
 	}
 	first, _, _ := strings.Cut(out.String(), "\n")
-	want := "::error file=net/x%2Cy.c,line=3,title=a%2Cb%3Ac%25%0A%3A%3Aerror%3A%3Ainjected::a,b:c%25%0A::error::injected at net/x,y.c:3"
+	want := "::error file=my%2Cown%3Apatches/x.patch,line=5,title=a%2Cb%3Ac%25%0A%3A%3Aerror%3A%3Ainjected::" +
+		"a,b:c%25%0A::error::injected at net/x,y.c:3, last touched by \"net: x\""
 	if first != want {
 		t.Errorf("got  %s\nwant %s", first, want)
 	}

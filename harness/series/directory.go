@@ -35,7 +35,7 @@ func loadDirectory(dir string, revision int) (*Series, error) {
 		return nil, err
 	}
 
-	s := &Series{}
+	s := &Series{Directory: dir}
 	for _, name := range names {
 		data, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(name)))
 		switch {

@@ -13,6 +13,9 @@ type Series struct {
 	Name string
 	// Spec is what the user asked for.
 	Spec string
+	// Directory is where the files of the patches are, empty when they did not come
+	// from a directory.
+	Directory string
 	// Revision is the N of "[PATCH vN 1/3]", 1 when the subject names none, 0
 	// when there is no such subject.
 	Revision int

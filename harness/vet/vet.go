@@ -294,7 +294,7 @@ func (v *Vetter) apply(ctx context.Context, options Options, run *verdict.Run, f
 	spec := run.Series.Spec
 	run.Series = patched.Verdict()
 	run.Series.Spec = spec
-	run.Series.Directory = belowHere(wanted.Spec)
+	run.Series.Directory = belowHere(wanted.Directory)
 	step.Done("%s", describe(patched))
 	for _, finding := range patched.Findings {
 		v.UI.Warn("%s: %s", finding.Kind, finding.Title)
