@@ -105,6 +105,7 @@ func (t *T) StartChild(c Child, sockets ...*Socket) (wait func()) {
 // the case when a call has failed.
 func (t *T) Fork(calls ...notify.Call) (wait func()) {
 	t.Helper()
+	sys.Beyond("the calls of a forked process")
 	child, errno := forkAndCall(calls)
 	if errno != 0 {
 		t.Fatalf("fork: %v", errno)

@@ -102,6 +102,7 @@ func setOffload(t *T, command uint32, on bool) error {
 		return err
 	}
 	defer func() { _ = sys.Close(fd) }()
+	sys.Beyond("settings of the network device, by ethtool")
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
 		return errno
 	}

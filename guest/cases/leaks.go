@@ -93,6 +93,7 @@ func (t *T) expectNoLeaks(before leak.Count) {
 				return
 			}
 			t.environment.leaky = true
+			sys.Beyond("what the kernel still holds once the sockets are closed, which zcvet counts from outside")
 			t.Errorf("%s; what is never freed is memory lost until the machine restarts", message)
 			return
 		}
@@ -124,6 +125,7 @@ func (t *T) expectHeld(why string) {
 	held, err := t.heldPages()
 	t.Check(err, "look at the pages")
 	if held == 0 && t.environment.countsPages() {
+		sys.Beyond("who holds the pages of a send (/proc/kpagecount)")
 		t.Errorf("nobody holds the pages of the send any more: %s", why)
 	}
 }
@@ -166,6 +168,9 @@ type memory struct {
 	send    int // data that the device or the peer still needs
 	option  int // notifications, those to come and those in the error queue
 }
+
+// chargedMemory is what no recorded call shows.
+const chargedMemory = "the memory that a socket is charged for (SO_MEMINFO)"
 
 // memory asks the kernel by SO_MEMINFO, which answers with an array of 32-bit
 // numbers (uapi/linux/sock_diag.h).
@@ -232,6 +237,7 @@ func (s *Socket) expectEmpty() {
 			return
 		}
 		if time.Now().After(deadline) {
+			sys.Beyond(chargedMemory)
 			s.t.Errorf("a socket whose error queue is read and whose data is acknowledged is still charged %d bytes for sending, %d for notifications and %d for its queues: what is never uncharged blocks it in the end",
 				charged.send, charged.option, charged.receive)
 			return

@@ -198,6 +198,7 @@ var _ = add(Case{
 	Axes:   Everywhere,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
+	sys.Beyond(chargedMemory)
 	charged := func() memory {
 		t.Helper()
 		charged, err := pair.Sender.memory()

@@ -68,6 +68,7 @@ var failures = map[string]failure{
 		errno: unix.EINTR, axes: CopiedAndNot, waits: true,
 		prepare: func(_ *T, q *Queue, _ *notify.Message) { q.Block() },
 		during: func(_ *Queue, thread int, stop <-chan struct{}) {
+			sys.Beyond("signals")
 			// A signal that comes before the send waits does nothing.
 			for {
 				_ = unix.Tgkill(unix.Getpid(), thread, unix.SIGURG)

@@ -20,6 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zcvet/zcvet/guest/network"
+	"github.com/zcvet/zcvet/guest/sys"
+	"github.com/zcvet/zcvet/guest/trace"
 )
 
 // Where the image has the selftest msg_zerocopy of the tree under test: the
@@ -205,6 +207,7 @@ func (m selftestMode) judge(link network.Link, said string) []string {
 // end the case. The receiver goes on for a while on purpose; it is ended once it
 // has read everything.
 func (m selftestMode) pair(t *T, family network.Family, port int) (receiver, sender *bytes.Buffer, err error) {
+	sys.Recorder().Mark(trace.Child, nil, "msg_zerocopy, the tree's selftest")
 	version := "-4"
 	if family == network.IPv6 {
 		version = "-6"

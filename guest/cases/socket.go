@@ -314,6 +314,9 @@ func (s *Socket) MustReceive(want []byte) {
 	for got[at] == want[at] {
 		at++
 	}
+	if at >= trace.KeptData {
+		sys.Beyond("the data of a receive behind its beginning")
+	}
 	s.t.Errorf("the peer received other data than was sent: from byte %d on %#x where %#x was sent",
 		at, got[at:min(at+8, len(got))], want[at:min(at+8, len(want))])
 }

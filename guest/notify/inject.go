@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // Injector makes one allocation or copy fail in a call of the thread that opened
@@ -24,6 +26,7 @@ func OpenInjector() (*Injector, error) {
 	if err != nil {
 		return nil, err
 	}
+	sys.Beyond("fault injection")
 	return &Injector{fd}, nil
 }
 

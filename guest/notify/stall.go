@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // The requests of userfaultfd (uapi/linux/userfaultfd.h).
@@ -51,6 +53,7 @@ func (m *Memory) Stall() (*Stall, error) {
 		_ = unix.Close(s.fd)
 		return nil, fmt.Errorf("register memory with userfaultfd: %w", err)
 	}
+	sys.Beyond("userfaultfd")
 	return s, nil
 }
 

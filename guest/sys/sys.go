@@ -29,6 +29,10 @@ func SetRecorder(r *trace.Recorder) { recorder.Store(r) }
 // Recorder is where calls are recorded now. It may be nil, which records nothing.
 func Recorder() *trace.Recorder { return recorder.Load() }
 
+// Beyond notes something that a case does, or looks at, and that no recorded call
+// shows.
+func Beyond(what string) { Recorder().Mark(trace.Beyond, nil, what) }
+
 // begin records the beginning of a call without data.
 func begin(name string, arguments ...int64) uint64 {
 	return Recorder().Begin(name, arguments, nil, 0)

@@ -32,6 +32,8 @@ func (s Style) Text(c *Call) string {
 		return fmt.Sprintf("-- NIC: %s %s", c.Text(0), c.Text(1))
 	case Child:
 		return "-- child process " + c.Text(0) + ", whose calls are not recorded"
+	case Beyond:
+		return "-- not in this record: " + firstLine(c.Text(0))
 	}
 	return fmt.Sprintf("%s(%s) = %s", c.Name, strings.Join(s.arguments(c), ", "), s.outcome(c))
 }

@@ -69,6 +69,9 @@ const (
 	// Child is a process of its own, whose calls are not recorded; In holds its
 	// name.
 	Child = "child"
+	// Beyond is something that the case does, or looks at, and that no system
+	// call of the record shows; In says what.
+	Beyond = "beyond"
 )
 
 // The expectations.

@@ -18,6 +18,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/zcvet/zcvet/guest/sys"
 )
 
 // Operations (uapi/linux/io_uring.h).
@@ -181,6 +183,7 @@ func New(requests int) (*Ring, error) {
 	if errno != 0 {
 		return nil, fmt.Errorf("io_uring_setup: %w", errno)
 	}
+	sys.Beyond("the requests of an io_uring")
 	r.fd = int(fd)
 	unix.CloseOnExec(r.fd)
 	if r.parameters.features&featureExtendedArgument == 0 {
