@@ -12,11 +12,12 @@ import (
 	"github.com/zcvet/zcvet/images"
 )
 
-// Shell boots the machine a run would use, with u-root's commands in it and its
-// console in the hands of a person.
-func (v *Vetter) Shell(ctx context.Context, options Options, keys io.Reader, screen io.Writer) error {
+// Shell boots the machine a run would use, with u-root's commands and further
+// files in it and its console in the hands of a person.
+func (v *Vetter) Shell(ctx context.Context, options Options, files []images.File, keys io.Reader, screen io.Writer) error {
 	prepared, err := v.prepare(ctx, options, &verdict.Run{}, images.Options{
 		Cache: v.Cache, Root: v.Root, Log: v.Log, Interactive: true,
+		Files: func(context.Context) ([]images.File, error) { return files, nil },
 	})
 	if err != nil {
 		return err

@@ -186,10 +186,16 @@ func (v *Vetter) kernelAndImage(ctx context.Context, options Options, run *verdi
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	known := make(chan struct{})
+	more := image.Files
 	image.Files = func(ctx context.Context) ([]images.File, error) {
 		select {
 		case <-known:
-			return v.selftest(ctx, p.Tree)
+			files, err := v.selftest(ctx, p.Tree)
+			if err != nil || more == nil {
+				return files, err
+			}
+			own, err := more(ctx)
+			return append(files, own...), err
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
