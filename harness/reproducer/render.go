@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package reproducer
+
+import (
+	"cmp"
+	_ "embed"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"text/template"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/zcvet/zcvet/harness/verdict"
+)
+
+// helpers is what programs are put together from: functions and variables, each
+// under what it needs itself.
+//
+//go:embed helpers.c.tmpl
+var helpers string
+
+var parsed = sync.OnceValue(func() *template.Template { return template.Must(template.New("helpers").Parse(helpers)) })
+
+var (
+	identifier = regexp.MustCompile(`\w+`)
+	noCode     = regexp.MustCompile(`(?s)/\*.*?\*/|"(?:\\.|[^"\\])*"`)
+	definition = regexp.MustCompile(`(?m)^static [^=;(]*?\b(\w+)(?:\[[^\]]*\])?(?:\(|;| =)`)
+)
+
+// words are the identifiers in code.
+func words(text string) map[string]bool {
+	set := make(map[string]bool)
+	for _, word := range identifier.FindAllString(noCode.ReplaceAllString(text, " "), -1) {
+		set[word] = true
+	}
+	return set
+}
+
+// parts returns the helpers that a text needs, in the order of the file, with what
+// these need.
+func (p *program) parts(text string) (string, error) {
+	var all strings.Builder
+	about := struct{ Once, Counted bool }{p.counting, p.counted()}
+	if err := parsed().Execute(&all, about); err != nil {
+		return "", err
+	}
+	var needed []string
+	used := words(text)
+	for _, part := range slices.Backward(strings.Split(all.String(), "////\n")) {
+		if slices.ContainsFunc(definition.FindAllStringSubmatch(part, -1), func(d []string) bool { return used[d[1]] }) {
+			needed = append(needed, part)
+			maps.Copy(used, words(part))
+		}
+	}
+	slices.Reverse(needed)
+	return strings.Join(needed, "\n"), nil
+}
+
+// headers are the headers of what the names stand for.
+var headers = []struct {
+	name  string
+	needs *regexp.Regexp
+}{
+	{"arpa/inet.h", regexp.MustCompile(`\binet_pton\b`)},
+	{"errno.h", regexp.MustCompile(`\berrno\b`)},
+	{"fcntl.h", regexp.MustCompile(`\b(open|fcntl)\(`)},
+	{"netinet/in.h", regexp.MustCompile(`\b(sockaddr_in6?|SOL_IPV?6?|IPV?6?_\w+)\b`)},
+	{"netinet/tcp.h", regexp.MustCompile(`\b(SOL_TCP|TCP_\w+)\b`)},
+	{"netinet/udp.h", regexp.MustCompile(`\b(SOL_UDP|UDP_\w+)\b`)},
+	{"poll.h", regexp.MustCompile(`\bpollfd\b`)},
+	{"signal.h", regexp.MustCompile(`\bSIGALRM\b`)},
+	{"stdarg.h", regexp.MustCompile(`\bva_list\b`)},
+	{"stdio.h", regexp.MustCompile(`printf|puts`)},
+	{"stdlib.h", regexp.MustCompile(`\bexit\(`)},
+	{"string.h", regexp.MustCompile(`\b(str|mem)\w+\(`)},
+	{"sys/epoll.h", regexp.MustCompile(`\bepoll_\w+\(`)},
+	{"sys/mman.h", regexp.MustCompile(`\bmmap\(`)},
+	{"sys/resource.h", regexp.MustCompile(`\bsetrlimit\(`)},
+	{"sys/socket.h", regexp.MustCompile(``)},
+	{"sys/syscall.h", regexp.MustCompile(`\bSYS_\w+\b`)},
+	{"sys/time.h", regexp.MustCompile(`\btimeval\b`)},
+	{"time.h", regexp.MustCompile(`\bsock_extended_err\b`)}, // for the next
+	{"linux/errqueue.h", regexp.MustCompile(`\bsock_extended_err\b`)},
+	{"linux/capability.h", regexp.MustCompile(`\b__user_cap_\w+\b`)},
+	{"linux/types.h", regexp.MustCompile(`\bSCM_ZC_NOTIFICATION\b`)},
+	{"unistd.h", regexp.MustCompile(`\b(close|usleep|sleep|dup|read|lseek|syscall|alarm|_exit)\(`)},
+}
+
+// recent are names that a C library in use may lack.
+var recent = map[string]int{
+	"AF_VSOCK": unix.AF_VSOCK, "SOL_VSOCK": 287, "MSG_ZEROCOPY": unix.MSG_ZEROCOPY, "SO_ZEROCOPY": unix.SO_ZEROCOPY,
+	"SO_TXTIME": unix.SO_TXTIME, "UDP_SEGMENT": unix.UDP_SEGMENT, "TCP_FASTOPEN_CONNECT": unix.TCP_FASTOPEN_CONNECT,
+	"IPV6_2292PKTOPTIONS": unix.IPV6_2292PKTOPTIONS, "SO_EE_ORIGIN_ZEROCOPY": 5,
+}
+
+// zeroCopyInfo declares the interface for who has headers without it.
+const zeroCopyInfo = `#ifdef SCM_ZC_NOTIFICATION
+#include <linux/socket.h>
+#else
+#define SCM_ZC_NOTIFICATION %d
+
+struct zc_info_elem {
+	__u32	lo;
+	__u32	hi;
+	__u8	zerocopy;
+	__u8	pad[3];
+};
+
+struct zc_info {
+	__u32			size;
+	struct zc_info_elem	arr[];
+};
+#endif
+`
+
+// privileged is what only root may do.
+var privileged = regexp.MustCompile(`\b(write_file|set_capabilities|SOCK_RAW|AF_PACKET|SO_MARK|SO_BINDTODEVICE)\b`)
+
+func (p *program) render() ([]byte, error) {
+	main := p.main()
+	parts, err := p.parts(main)
+	if err != nil {
+		return nil, err
+	}
+	statics := p.statics(main + parts)
+	body := strings.Join([]string{statics, parts, main}, "\n")
+	used := words(body)
+
+	var text strings.Builder
+	text.WriteString(p.comment(privileged.MatchString(body)))
+	text.WriteString("#define _GNU_SOURCE\n")
+	for _, header := range headers {
+		if header.needs.MatchString(body) {
+			fmt.Fprintf(&text, "#include <%s>\n", header.name)
+		}
+	}
+	text.WriteString("\n")
+	names := make([]string, 0, len(recent))
+	for name := range recent {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if used[name] {
+			fmt.Fprintf(&text, "#ifndef %s\n#define %s %#x\n#endif\n", name, name, recent[name])
+		}
+	}
+	if used["SCM_ZC_NOTIFICATION"] {
+		fmt.Fprintf(&text, zeroCopyInfo, p.about.Style.Constant)
+	}
+	text.WriteString(strings.TrimLeft(body, "\n"))
+	return []byte(text.String()), nil
+}
+
+// statics are the variables and numbers that a text needs.
+func (p *program) statics(text string) string {
+	used := words(text)
+	var lines []string
+	for _, number := range []struct {
+		name  string
+		value int64
+	}{
+		{"ZEROCOPY_SENDS", p.sends}, {"MOST_ELEMENTS", p.elements}, {"MOST_CONTROL", p.control},
+	} {
+		if used[number.name] {
+			lines = append(lines, fmt.Sprintf("#define %s %d", number.name, number.value))
+		}
+	}
+	if len(lines) > 0 {
+		lines = append(lines, "")
+	}
+	for _, variable := range []struct {
+		name, kind string
+		length     int64
+	}{
+		{"room", "char", p.room}, {"data", "char", p.data}, {"control", "char", p.control}, {"iov", "struct iovec", p.vectors},
+	} {
+		if p.buffers[variable.name] || variable.name == "room" && used["room"] {
+			attribute := ""
+			if variable.name == "control" {
+				attribute = " __attribute__((aligned(8)))"
+			}
+			lines = append(lines, fmt.Sprintf("static %s %s[%d]%s;", variable.kind, variable.name, max(variable.length, 1), attribute))
+		}
+	}
+	if p.counting {
+		lines = append(lines, "static int watched = -1;")
+	}
+	return strings.Join(lines, "\n") + "\n"
+}
+
+func (p *program) main() string {
+	var text strings.Builder
+	if p.hangs() {
+		text.WriteString("static void hung(int signal)\n{\n\tprintf(\"FAULT: a call had not returned when signal %d came\\n\", signal);\n" +
+			"\tfflush(stdout);\n\t_exit(1);\n}\n\n")
+	}
+	text.WriteString("int main(void)\n{\n")
+	lines := []string{}
+	if p.usesTo {
+		lines = append(lines, "struct sockaddr_storage to;")
+	}
+	if p.usesMessage {
+		lines = append(lines, "struct msghdr msg;")
+	}
+	if p.complains() {
+		lines = append(lines, `int log = open("/dev/kmsg", O_RDONLY | O_NONBLOCK);`)
+	}
+	var kinds [2][]string
+	for _, declaration := range p.declared {
+		if name, isInt := strings.CutPrefix(declaration, "int "); isInt {
+			kinds[0] = append(kinds[0], name)
+		} else {
+			kinds[1] = append(kinds[1], strings.TrimPrefix(declaration, "char "))
+		}
+	}
+	var body []string
+	for _, b := range p.blocks {
+		body = append(body, b.text()...)
+	}
+	used := words(strings.Join(body, "\n"))
+	for _, counter := range []string{"turn", "part"} {
+		if used[counter] {
+			kinds[0] = append(kinds[0], counter)
+		}
+	}
+	for i, kind := range []string{"int ", "char "} {
+		for group := range slices.Chunk(kinds[i], 8) {
+			lines = append(lines, kind+strings.Join(group, ", ")+";")
+		}
+	}
+	if len(lines) > 0 {
+		lines = append(lines, "")
+	}
+	if p.complains() {
+		lines = append(lines, `must("/dev/kmsg", lseek(log, 0, SEEK_END));`)
+	}
+	if p.hangs() {
+		lines = append(lines, "signal(SIGALRM, hung);", "alarm(30);")
+	}
+	lines = append(lines, body...)
+	lines = append(lines, "")
+	lines = append(lines, p.verdict()...)
+	for _, line := range lines {
+		for each := range strings.SplitSeq(line, "\n") {
+			if each != "" {
+				text.WriteString("\t" + each)
+			}
+			text.WriteString("\n")
+		}
+	}
+	text.WriteString("}\n")
+	return text.String()
+}
+
+// complains tells whether the fault is that the kernel complains.
+func (p *program) complains() bool {
+	return p.about.Complaint != "" || p.about.Case.Status == verdict.Crash
+}
+
+// hangs tells whether the fault is that a call does not return.
+func (p *program) hangs() bool { return p.about.Case.Status == verdict.Timeout && !p.complains() }
+
+// verdict ends the program.
+func (p *program) verdict() []string {
+	shown, why := "!differs", "the kernel answered as recorded: "+p.failure
+	switch {
+	case p.complains():
+		shown, why = "complained(log)", "the kernel complained, see its log: "+p.failure
+	case p.hangs():
+		return []string{`puts("every call returned: the fault does not show");`, "return 0;"}
+	case p.counting:
+		shown, why = "!exactly_once()", p.failure
+	}
+	return []string{
+		fmt.Sprintf("if (%s) {", shown),
+		fmt.Sprintf("\tputs(%s);", quote([]byte("FAULT: "+printable(why)))),
+		"\treturn 1;",
+		"}",
+		`puts("the fault does not show");`,
+		"return 0;",
+	}
+}
+
+func (p *program) comment(root bool) string {
+	c := p.about.Case
+	var text strings.Builder
+	text.WriteString("// SPDX-License-Identifier: BSD-3-Clause\n/*\n")
+	write := func(paragraph string) {
+		for _, line := range wrap(paragraph, 74) {
+			text.WriteString(strings.TrimRight(" * "+line, " ") + "\n")
+		}
+	}
+	write(c.ID + ": " + cmp.Or(p.failure, string(c.Status)))
+	write("")
+	about := "Seen on Linux " + cmp.Or(p.about.Kernel, "of an unknown version")
+	if p.about.Series != "" {
+		about += fmt.Sprintf(" with the series %q", p.about.Series)
+	}
+	if len(c.Covers) > 0 {
+		about += "; it is about " + strings.Join(c.Covers, ", ") + " of zcvet's checklist"
+	}
+	write(about + ".")
+	write("")
+	write("    gcc -static -o reproducer THIS-FILE && ./reproducer")
+	write("")
+	about = "It exits with 1 if the kernel has the fault, with 0 if it has not, and with 125 if that could not be found out, as git bisect run expects."
+	switch {
+	case p.complains():
+		about += " The kernel has the fault as well if it kills the program or stops the machine."
+	case p.counting:
+		about += " The fault is that a zero-copy send is not notified exactly once."
+	case !p.hangs():
+		about += " The fault is that every call gives what was recorded; on a kernel without it one gives something else."
+	}
+	if root {
+		about += " It needs root."
+	}
+	write(about)
+	write("")
+	write("zcvet made it from the system calls of that case, which runs with")
+	text.WriteString(" *     " + comment(p.about.Command) + "\n */\n")
+	return text.String()
+}
+
+// wrap breaks a paragraph into lines, as far as its words allow.
+func wrap(paragraph string, columns int) []string {
+	if strings.HasPrefix(paragraph, " ") {
+		return []string{paragraph}
+	}
+	lines := []string{""}
+	for word := range strings.FieldsSeq(comment(paragraph)) {
+		last := &lines[len(lines)-1]
+		switch {
+		case *last == "":
+			*last = word
+		case utf8.RuneCountInString(*last)+1+utf8.RuneCountInString(word) > columns:
+			lines = append(lines, word)
+		default:
+			*last += " " + word
+		}
+	}
+	return lines
+}
+
+// printable is one line of a text of unknown origin.
+func printable(text string) string {
+	text = strings.Join(strings.Fields(strings.ToValidUTF8(text, "?")), " ")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
+// comment is printable text that can stand in a comment.
+func comment(text string) string {
+	text = strings.NewReplacer("*/", "* /", "/*", "/ *").Replace(printable(text))
+	for strings.Contains(text, "??") { // a trigraph begins so
+		text = strings.ReplaceAll(text, "??", "?")
+	}
+	return text
+}
+
+// quote writes a C string. Every byte that means something in one is escaped, and
+// those of a trigraph.
+func quote(bytes []byte) string {
+	var text strings.Builder
+	text.WriteByte('"')
+	for _, b := range bytes {
+		if b < ' ' || b > '~' || b == '"' || b == '\\' || b == '?' {
+			fmt.Fprintf(&text, "\\%03o", b)
+			continue
+		}
+		text.WriteByte(b)
+	}
+	text.WriteByte('"')
+	return text.String()
+}

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+// Package reproducer turns the system calls of a failed case into a C program that
+// makes the same calls and tells whether the kernel answers as it did.
+//
+// The case judges what its calls give and nothing else; what it does or sees
+// beside them is marked in the record. So a kernel that answers every call as
+// recorded, up to the first expectation that failed, has the fault. Where the case
+// checked that every send was notified exactly once, the program checks that
+// instead: how the notifications are divided between calls depends on the moment.
+package reproducer
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/zcvet/zcvet/guest/network"
+	"github.com/zcvet/zcvet/guest/trace"
+	"github.com/zcvet/zcvet/harness/verdict"
+)
+
+// About says what the program is to say about itself.
+type About struct {
+	Case    *verdict.Case
+	Kernel  string // version
+	Series  string // name, empty for none
+	Command string // the zcvet command that runs the case
+	// Style is the notification interface of the tree.
+	Style trace.Style
+	// Complaint is the title of what the kernel printed while the case ran, empty
+	// if it printed nothing.
+	Complaint string
+}
+
+// Impossible is the reason why there is no program.
+type Impossible string
+
+func (i Impossible) Error() string { return string(i) }
+
+func impossible(format string, args ...any) error { return Impossible(fmt.Sprintf(format, args...)) }
+
+// Limits of a program that a person reads.
+const (
+	mostBlocks = 200
+	mostBytes  = 16 << 20 // of a buffer
+)
+
+// C writes the program. The error is an Impossible. The record comes from a guest
+// and may hold anything.
+func C(about About, record *trace.Record) ([]byte, error) {
+	c := about.Case
+	if l := network.Link(c.Link); l != "" && l != network.Loopback {
+		return nil, impossible("it was seen on link %s, which a program cannot lay", c.Link)
+	}
+	if record == nil || len(record.Calls) == 0 {
+		return nil, impossible("its system calls are not recorded")
+	}
+	p := &program{about: about, names: make(map[string]int), fds: make(map[int64]string), ports: make(map[uint16]string), buffers: make(map[string]bool)}
+	calls, failure, err := p.relevant(record)
+	if err != nil {
+		return nil, err
+	}
+	if p.failure = failure; failure == "" {
+		p.failure = about.Complaint
+	}
+	if last := &calls[len(calls)-1]; failure != "" && last.Name == trace.Expectation && c.Status == verdict.Fail {
+		p.counting, p.watched = true, last.Argument(1)
+	}
+	steps := fold(calls)
+	for i := range steps {
+		if err := p.step(steps, i); err != nil {
+			return nil, err
+		}
+	}
+	p.restore(record, len(calls))
+	p.blocks = loops(p.blocks)
+	if len(p.blocks) > mostBlocks {
+		return nil, impossible("it takes %d different steps, too many to be read", len(p.blocks))
+	}
+	return p.render()
+}
+
+// relevant returns the calls up to the first expectation that failed, and its
+// message; all calls for a case that ended in another way.
+func (p *program) relevant(record *trace.Record) (calls []trace.Call, failure string, err error) {
+	calls = record.Calls
+	end := slices.IndexFunc(calls, func(c trace.Call) bool { return c.Name == trace.Failure })
+	switch {
+	case end >= 0:
+		failure = calls[end].Text(0)
+		if end > 0 && p.about.Case.Status == verdict.Fail {
+			if last := &calls[end-1]; calls[end].Began-max(last.Began, last.Ended) > time.Second {
+				return nil, "", impossible("the case waited for something that no system call shows")
+			}
+		}
+		calls = calls[:end]
+	case p.about.Case.Status == verdict.Fail && p.about.Complaint == "":
+		return nil, "", impossible("the record does not have the expectation that failed")
+	case p.about.Case.Status == verdict.Timeout && calls[len(calls)-1].Returned:
+		return nil, "", impossible("the case waited for something that no system call shows")
+	}
+	for i := range calls {
+		c := &calls[i]
+		switch {
+		case i > 0 && c.Number != calls[i-1].Number+1, i == 0 && c.Number != 0:
+			return nil, "", impossible("it takes more calls than are recorded")
+		case c.Name == trace.Host:
+			return nil, "", impossible("it needs zcvet's NIC (%s)", printable(c.Text(0)))
+		case c.Name == trace.Child:
+			return nil, "", impossible("it needs a second process (%s), whose calls are not recorded", printable(c.Text(0)))
+		case c.Name == trace.Beyond:
+			return nil, "", impossible("it needs %s, beside system calls", printable(c.Text(0)))
+		case !c.Returned && i != len(calls)-1:
+			return nil, "", impossible("two threads were in the kernel at the same time, and it depends on which was first")
+		}
+		for j := i - 1; j >= 0 && !isMark(c) && calls[j].Ended > c.Began; j-- {
+			if calls[j].Thread != c.Thread && !isMark(&calls[j]) {
+				return nil, "", impossible("two threads were in the kernel at the same time, and it depends on which was first")
+			}
+		}
+	}
+	if len(calls) == 0 {
+		return nil, "", impossible("it failed before its first system call")
+	}
+	return calls, failure, nil
+}
+
+func isMark(c *trace.Call) bool {
+	return c.Name == trace.Failure || c.Name == trace.Expectation || c.Name == trace.Host || c.Name == trace.Child || c.Name == trace.Beyond
+}
+
+// step is a call, or several that were one wait.
+type step struct {
+	*trace.Call
+	// since is how long after the end of the step before it began.
+	since time.Duration
+	// wait tells that what came may need a moment.
+	wait bool
+	// pieces are the calls that together took a stream's data, of which the first
+	// asked for all of it.
+	pieces []*trace.Call
+	last   bool
+}
+
+// took is how many bytes of a stream came in all, and the beginning of them; done
+// that no more were to be asked for.
+func (s *step) took() (total int64, data []byte, done bool) {
+	for _, piece := range s.pieces {
+		if piece.Result <= 0 {
+			return total, data, true
+		}
+		if int64(len(data)) == total && len(piece.Out) > 0 {
+			data = append(data, piece.Out[0].Bytes...)
+		}
+		total += piece.Result
+	}
+	return total, data, total >= s.pieces[0].Argument(2)
+}
+
+// fold makes one step of the calls that repeat a question until there was
+// something, and of those that take a stream's data piece by piece. When the
+// answer comes depends on the moment.
+func fold(calls []trace.Call) []step {
+	var steps []step
+	streams := make(map[int64]bool)
+	for i := range calls {
+		c := &calls[i]
+		s := step{Call: c}
+		if i > 0 {
+			s.since = c.Began - max(calls[i-1].Began, calls[i-1].Ended)
+		}
+		switch c.Name {
+		case "socket":
+			streams[c.Result] = c.Argument(1)&0xf == unix.SOCK_STREAM
+		case "accept4":
+			streams[c.Result] = streams[c.Argument(0)]
+		case "recvfrom":
+			if streams[c.Argument(0)] && c.Argument(1) == 0 && c.Returned {
+				s.pieces = []*trace.Call{c}
+			}
+		}
+		if len(steps) > 0 {
+			before := &steps[len(steps)-1]
+			switch {
+			case before.pieces != nil && s.pieces != nil && before.Argument(0) == c.Argument(0):
+				if _, _, done := before.took(); !done {
+					before.pieces = append(before.pieces, c)
+					continue
+				}
+			case sameQuestion(before.Call, c) && nothing(before.Call):
+				s.since, s.wait = before.since, !nothing(c)
+				*before = s
+				continue
+			}
+		}
+		steps = append(steps, s)
+	}
+	// What only hurries the peer says nothing at the end.
+	for len(steps) > 1 && hurries(steps[len(steps)-1].Call) {
+		steps = steps[:len(steps)-1]
+	}
+	if len(steps) > 0 {
+		steps[len(steps)-1].last = true
+	}
+	return steps
+}
+
+// hurries tells whether a call only makes a stream acknowledge what it has.
+func hurries(c *trace.Call) bool {
+	return c.Name == "setsockopt" && c.Argument(1) == unix.SOL_TCP && c.Argument(2) == unix.TCP_QUICKACK && c.Errno == 0
+}
+
+// sameQuestion tells whether two calls ask for the same thing.
+func sameQuestion(a, b *trace.Call) bool {
+	if a.Name != b.Name || !b.Returned {
+		return false
+	}
+	switch a.Name {
+	case "poll":
+		return len(a.Arguments) > 0 && len(b.Arguments) > 0 && slices.Equal(a.Arguments[1:], b.Arguments[1:])
+	case "epoll_wait":
+		return a.Argument(0) == b.Argument(0)
+	case "recvfrom":
+		return slices.Equal(a.Arguments, b.Arguments)
+	case "recvmsg":
+		return a.Argument(0) == b.Argument(0) && a.Argument(1) == b.Argument(1)
+	}
+	return false
+}
+
+// nothing tells whether a call found that there is nothing yet.
+func nothing(c *trace.Call) bool {
+	switch c.Name {
+	case "poll", "epoll_wait":
+		return c.Returned && (c.Result == 0 || c.Errno == unix.EINTR)
+	case "recvfrom", "recvmsg":
+		return c.Returned && (c.Errno == unix.EAGAIN || c.Errno == unix.EINTR)
+	}
+	return false
+}
+
+// loops writes blocks that repeat themselves as loops.
+func loops(blocks []block) []block {
+	const longest = 8
+	var out []block
+	for i := 0; i < len(blocks); {
+		best, times := 0, 1
+		for length := 1; length <= longest && i+2*length <= len(blocks); length++ {
+			n := 1
+			for i+(n+1)*length <= len(blocks) && equal(blocks[i:i+length], blocks[i+n*length:i+(n+1)*length]) {
+				n++
+			}
+			if n > 2 && n*length > best*times {
+				best, times = length, n
+			}
+		}
+		if best == 0 {
+			out = append(out, blocks[i])
+			i++
+			continue
+		}
+		loop := block{lines: []string{fmt.Sprintf("for (turn = 0; turn < %d; turn++) {", times)}}
+		for _, b := range blocks[i : i+best] {
+			for _, line := range strings.Split(strings.Join(b.text(), "\n"), "\n") {
+				loop.lines = append(loop.lines, "\t"+line)
+			}
+		}
+		loop.lines = append(loop.lines, "}")
+		out = append(out, loop)
+		i += best * times
+	}
+	return out
+}
+
+func equal(a, b []block) bool {
+	return slices.EqualFunc(a, b, func(a, b block) bool { return slices.Equal(a.text(), b.text()) })
+}
+
+// block is what the program does for one step.
+type block struct {
+	// before comes first: what later steps need to find prepared here.
+	before, lines []string
+	// after comes last, likewise.
+	after []string
+}
+
+func (b block) text() []string { return slices.Concat(b.before, b.lines, b.after) }

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package reproducer
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/zcvet/zcvet/guest/trace"
+)
+
+const (
+	sentinel    = 0xa5 // of package notify, and of the program
+	elementSize = 12   // struct zc_info_elem
+	infoHeader  = 4    // struct zc_info
+	cmsgHeader  = 16   // struct cmsghdr of a 64-bit task
+)
+
+// counted tells whether the kernel says how many elements it has written.
+func (p *program) counted() bool { return p.about.Style.ABI != "v6" }
+
+// send is a send without control data. The case may have made it with sendmsg.
+func (p *program) send(s *step, fd string) error {
+	if len(s.In) < 2 {
+		return impossible("the data of a send is not recorded")
+	}
+	place, err := p.content(s.In[1], 0)
+	if err != nil {
+		return err
+	}
+	to := "NULL, 0"
+	if s.In[0].Length > 0 {
+		address, err := p.address(s.In, 0)
+		if err != nil {
+			return err
+		}
+		p.usesTo = true
+		to = "(struct sockaddr *)&to, " + address
+	}
+	p.add("result(sendto(%s, %s, %d, %s, %s));", fd, place, s.In[1].Length, flags(s.Argument(1)), to)
+	p.check(s, result(s.Call))
+	return nil
+}
+
+func (p *program) sendMessage(s *step, fd string) error {
+	if len(s.In) < 2 {
+		return impossible("a message is not recorded")
+	}
+	control, buffers := s.In[1], s.In[2:]
+	var places []string
+	from := int64(0)
+	for _, piece := range buffers {
+		place, err := p.content(piece, from)
+		if err != nil {
+			return err
+		}
+		places = append(places, place)
+		if m, _ := p.mapping(piece); m == nil {
+			from += int64(piece.Length)
+		}
+	}
+	header, at := p.mapping(trace.Memory{Address: uint64(s.Argument(3))})
+	if len(buffers) == 1 && s.In[0].Length == 0 && control.Length == 0 && s.Argument(2) == 0 && header == nil {
+		p.add("send_data(%s, %s, %d, %s);", fd, places[0], buffers[0].Length, flags(s.Argument(1)))
+		p.check(s, result(s.Call))
+		return p.headerUnchanged(s)
+	}
+	lines, place, err := p.message(s, places)
+	if err != nil {
+		return err
+	}
+	message := "&msg"
+	if header != nil {
+		if at+msghdrSize > header.length {
+			return impossible("it puts the msghdr at the end of a mapping")
+		}
+		if header.restricted() && p.messages > header.taken {
+			return impossible("it sends other messages after it has taken away the memory of the msghdr")
+		}
+		p.prepare(header, append(lines, fmt.Sprintf("memcpy(%s, &msg, sizeof(msg));", header.at(at)))...)
+		message = fmt.Sprintf("(struct msghdr *)(%s)", header.at(at))
+		lines = nil
+	}
+	p.add("%s", strings.Join(append(lines, fmt.Sprintf("result(sendmsg(%s, %s, %s));", fd, message, flags(s.Argument(1)))), "\n"))
+	p.messages = len(p.blocks)
+	seen := result(s.Call)
+	if control.Length > 0 && len(s.Out) > 1 && s.Out[1].Bytes != nil && control.Bytes != nil {
+		of := ""
+		if p.counting {
+			of = fd + ", "
+		}
+		p.more("answer(%s%s, %d);", of, place, control.Length)
+		seen += p.answered(s.Out[1].Bytes)
+	}
+	p.check(s, seen)
+	return p.headerUnchanged(s)
+}
+
+const msghdrSize = 56
+
+// message returns the lines that make the variable msg the message of a call, and
+// where its control buffer is.
+func (p *program) message(s *step, places []string) (lines []string, control string, err error) {
+	buffers := s.In[2:]
+	p.usesMessage = true
+	p.buffers["iov"] = true
+	p.vectors = max(p.vectors, int64(len(buffers)))
+	if len(buffers) > 0 {
+		lines = append(lines, p.vectorArray(buffers, places))
+	}
+	lines = append(lines, fmt.Sprintf("msg = (struct msghdr){ .msg_iov = iov, .msg_iovlen = %d };", len(buffers)))
+	if s.In[0].Length > 0 {
+		to, err := p.address(s.In, 0)
+		if err != nil {
+			return nil, "", err
+		}
+		p.usesTo = true
+		lines = append(lines, "msg.msg_name = &to;", fmt.Sprintf("msg.msg_namelen = %s;", to))
+	}
+	if s.Argument(2) != 0 {
+		lines = append(lines, fmt.Sprintf("msg.msg_flags = %s;", flags(s.Argument(2))))
+	}
+	of, control, err := p.controlBuffer(s.In[1])
+	return append(lines, of...), control, err
+}
+
+// headerUnchanged refuses a kernel that wrote to the caller's msghdr: what it did
+// there is not compared.
+func (p *program) headerUnchanged(s *step) error {
+	const controllen = 40 // offset of it
+	if len(s.Out) == 0 || len(s.Out[0].Bytes) < msghdrSize {
+		return nil
+	}
+	flags, _ := s.MessageFlagsAfter()
+	if flags != s.Argument(2) || binary.NativeEndian.Uint64(s.Out[0].Bytes[controllen:]) != uint64(s.In[1].Length) {
+		return impossible("the kernel wrote to the msghdr of a send")
+	}
+	return nil
+}
+
+// vectorArray writes the iovec array, equal pieces at equal distances as a loop.
+func (p *program) vectorArray(buffers []trace.Memory, places []string) string {
+	const few = 4
+	if distance, regular := p.distance(buffers); regular && len(buffers) > few {
+		at := places[0] + " + part"
+		if distance > 1 {
+			at += fmt.Sprintf(" * %d", distance)
+		}
+		return fmt.Sprintf("for (part = 0; part < %d; part++)\n\tiov[part] = (struct iovec){ %s, %d };", len(buffers), at, buffers[0].Length)
+	}
+	var lines []string
+	for i, buffer := range buffers {
+		lines = append(lines, fmt.Sprintf("iov[%d] = (struct iovec){ %s, %d };", i, places[i], buffer.Length))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// distance is that from one piece to the next, if it is the same for all, they are
+// of one length and lie in one buffer of the program.
+func (p *program) distance(buffers []trace.Memory) (distance int64, regular bool) {
+	if len(buffers) < 2 || buffers[0].Length == 0 {
+		return 0, false
+	}
+	in, _ := p.mapping(buffers[0])
+	step := buffers[1].Address - buffers[0].Address
+	for i, piece := range buffers {
+		m, _ := p.mapping(piece)
+		if m != in || piece.Length != buffers[0].Length || m != nil && piece.Address != buffers[0].Address+uint64(i)*step {
+			return 0, false
+		}
+	}
+	if in == nil {
+		return int64(buffers[0].Length), true // one behind the other
+	}
+	return int64(step), int64(step) > 0
+}
+
+// controlBuffer returns the lines that give the message its control buffer, and
+// where that is.
+func (p *program) controlBuffer(control trace.Memory) (lines []string, place string, err error) {
+	length := int64(control.Length)
+	switch {
+	case length == 0:
+		return nil, "NULL", nil
+	case length > trace.KeptControl:
+		return nil, "", impossible("a control buffer has %d bytes, more than are recorded", length)
+	case control.Bytes != nil && int64(len(control.Bytes)) != length:
+		return nil, "", impossible("a control buffer is not recorded")
+	}
+	if m, offset := p.mapping(control); m != nil {
+		if offset+length > m.length {
+			return nil, "", impossible("a control buffer is longer than the memory it lies in")
+		}
+		if place = m.at(offset); control.Bytes != nil {
+			p.prepare(m, fmt.Sprintf("memcpy(%s, %s, %d);", place, quote(control.Bytes), length))
+		}
+		return []string{fmt.Sprintf("msg.msg_control = %s;", place), fmt.Sprintf("msg.msg_controllen = %d;", length)}, place, nil
+	}
+	if control.Bytes == nil {
+		return nil, "", impossible("a control buffer is not recorded")
+	}
+	p.control = max(p.control, length)
+	p.buffers["control"] = true
+	lines = []string{"msg.msg_control = control;"}
+	if messages, same := p.controlMessages(control.Bytes); same {
+		return append(lines, messages...), "control", nil
+	}
+	return append(lines, fmt.Sprintf("memcpy(control, %s, %d);", quote(control.Bytes), length), fmt.Sprintf("msg.msg_controllen = %d;", length)), "control", nil
+}
+
+// controlMessages writes the messages of a control buffer one by one, if that
+// gives the very same bytes.
+func (p *program) controlMessages(control []byte) (lines []string, same bool) {
+	var built []byte
+	for _, m := range trace.ControlMessages(control) {
+		built = appendControl(built, m.Level, m.Type, m.Data)
+		lines = append(lines, p.controlMessage(m))
+	}
+	return lines, bytes.Equal(built, control)
+}
+
+func (p *program) controlMessage(m trace.ControlMessage) string {
+	if m.Level == unix.SOL_SOCKET && m.Type == int64(p.about.Style.Constant) && m.Type != 0 {
+		if elements := len(m.Data) / elementSize; !p.counted() && len(m.Data)%elementSize == 0 && filler(m.Data) {
+			p.elements = max(p.elements, int64(elements))
+			return fmt.Sprintf("add_array(&msg, %d);", elements)
+		}
+		if rest := len(m.Data) - infoHeader; p.counted() && rest >= 0 && rest%elementSize == 0 && filler(m.Data[infoHeader:]) {
+			p.elements = max(p.elements, int64(rest/elementSize))
+			return fmt.Sprintf("add_request(&msg, %d, %d);", binary.NativeEndian.Uint32(m.Data), rest/elementSize)
+		}
+	}
+	if len(m.Data) == 4 {
+		return fmt.Sprintf("add_control(&msg, %s, %s, &(int){ %d }, sizeof(int));", trace.OptionLevel(m.Level), p.controlType(m),
+			int32(binary.NativeEndian.Uint32(m.Data)))
+	}
+	return fmt.Sprintf("add_control(&msg, %s, %s, %s, %d);", trace.OptionLevel(m.Level), p.controlType(m), quote(m.Data), len(m.Data))
+}
+
+func (p *program) controlType(m trace.ControlMessage) string {
+	if m.Level == unix.SOL_SOCKET && m.Type == int64(p.about.Style.Constant) && m.Type != 0 {
+		return "SCM_ZC_NOTIFICATION"
+	}
+	return trace.Option(m.Level, m.Type)
+}
+
+func filler(data []byte) bool { return bytes.Count(data, []byte{sentinel}) == len(data) }
+
+// appendControl does what add_control of the program does.
+func appendControl(buffer []byte, level, kind int64, data []byte) []byte {
+	message := make([]byte, (cmsgHeader+len(data)+7)&^7)
+	binary.NativeEndian.PutUint64(message, uint64(cmsgHeader+len(data)))
+	binary.NativeEndian.PutUint32(message[8:], uint32(level))
+	binary.NativeEndian.PutUint32(message[12:], uint32(kind))
+	copy(message[cmsgHeader:], data)
+	return append(buffer, message...)
+}
+
+// answered is what the program's answer shows.
+func (p *program) answered(control []byte) string {
+	var text strings.Builder
+	for _, m := range trace.ControlMessages(control) {
+		fmt.Fprintf(&text, "; %d/%d", m.Level, m.Type)
+		if m.Level != unix.SOL_SOCKET || m.Type != int64(p.about.Style.Constant) || m.Type == 0 {
+			continue
+		}
+		if !p.counted() {
+			elements(&text, m.Data, -1)
+		} else if len(m.Data) >= infoHeader {
+			size := binary.NativeEndian.Uint32(m.Data)
+			fmt.Fprintf(&text, " size %d:", size)
+			elements(&text, m.Data[infoHeader:], int64(size))
+		}
+	}
+	return text.String()
+}
+
+// elements does what see_elements of the program does.
+func elements(text *strings.Builder, data []byte, count int64) {
+	leaks := false
+	i := int64(0)
+	for ; len(data) >= elementSize; i, data = i+1, data[elementSize:] {
+		element := data[:elementSize]
+		if count < 0 && filler(element) {
+			count = i
+		}
+		if count >= 0 && i >= count {
+			leaks = leaks || foreign(element)
+			continue
+		}
+		if filler(element) {
+			text.WriteString(" -")
+			continue
+		}
+		fmt.Fprintf(text, " %d-%d", binary.NativeEndian.Uint32(element), binary.NativeEndian.Uint32(element[4:]))
+		switch element[8] {
+		case 0:
+			text.WriteString(" COPIED")
+		case 1:
+		default:
+			fmt.Fprintf(text, " flag %d", element[8])
+		}
+		leaks = leaks || foreign(element[9:])
+	}
+	if leaks || foreign(data) {
+		text.WriteString(", foreign bytes")
+	}
+}
+
+func foreign(data []byte) bool {
+	return len(bytes.Trim(data, "\x00\xa5")) > 0
+}
