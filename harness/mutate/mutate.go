@@ -78,6 +78,10 @@ type Failure struct {
 	// of them otherwise.
 	IDs    []string `json:"ids"`
 	Detail string   `json:"detail"`
+	// Reproducer is the C program that shows the failure, relative to
+	// mutants.json; NoReproducer says why there is none.
+	Reproducer   string `json:"reproducer,omitempty"`
+	NoReproducer string `json:"no_reproducer,omitempty"`
 }
 
 // Result is what became of a mutant.
@@ -394,7 +398,11 @@ func failures(result *suite.Result) []Failure {
 			ids = append(ids, everyCase)
 		}
 		detail, _, _ := strings.Cut(c.Detail, "\n")
-		list = append(list, Failure{Case: c.ID, Name: c.Name, Status: c.Status, IDs: ids, Detail: detail})
+		failure := Failure{Case: c.ID, Name: c.Name, Status: c.Status, IDs: ids, Detail: detail}
+		if c.Evidence != nil {
+			failure.Reproducer, failure.NoReproducer = c.Evidence.Reproducer, c.Evidence.NoReproducer
+		}
+		list = append(list, failure)
 	}
 	return list
 }

@@ -62,6 +62,13 @@ func (a *Attempt) keepEvidence(p *Prepared, outcome *suite.Result) error {
 			c.Evidence.Frames = lastFrames(data)
 		}
 	}
+	programs := reproduction{
+		directory: a.directory, run: a.Run, traces: outcome.Traces,
+		command: commandFor(a.options), name: results.ReproducerName,
+	}
+	if err := programs.keep(); err != nil {
+		return err
+	}
 	dropExcerpts(a.Run)
 	return nil
 }

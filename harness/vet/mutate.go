@@ -11,6 +11,8 @@ import (
 	"slices"
 	"time"
 
+	"al.essio.dev/pkg/shellescape"
+
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/machine"
@@ -143,6 +145,11 @@ type laboratory struct {
 	instances []link.Instance
 	booter    *rig.Booter
 	common    suite.Options
+	// about is what all mutants have in common, and directory where programs go
+	// that show them; command runs one case on a mutant.
+	about     *verdict.Run
+	directory *results.Directory
+	command   func(mutant, id string) string
 }
 
 func (v *Vetter) laboratory(ctx context.Context, options Options, prepared *Prepared, directory *results.Directory, run *verdict.Run) (*laboratory, error) {
@@ -166,7 +173,12 @@ func (v *Vetter) laboratory(ctx context.Context, options Options, prepared *Prep
 		return nil, err
 	}
 	instances := slices.DeleteFunc(slices.Clone(base.Instances), func(i link.Instance) bool { return !wanted(i) })
-	return &laboratory{base: base, instances: instances, booter: booter, common: common}, nil
+	return &laboratory{
+		base: base, instances: instances, booter: booter, common: common, about: run, directory: directory,
+		command: func(mutant, id string) string {
+			return shellescape.QuoteCommand([]string{"zcvet", "mutate", "--kernel", options.Kernel, "--mutant", mutant, "--suite", id})
+		},
+	}, nil
 }
 
 func (l *laboratory) Instances() []link.Instance { return l.instances }
@@ -174,5 +186,24 @@ func (l *laboratory) Instances() []link.Instance { return l.instances }
 func (l *laboratory) Run(ctx context.Context, mutant string, instances []link.Instance, how suite.Options) (*suite.Result, error) {
 	how.Booter, how.Parameters, how.Patience, how.Allowed = l.common.Booter, l.common.Parameters, l.common.Patience, l.common.Allowed
 	how.Parameters.Mutant = mutant
-	return l.base.Run(ctx, how, instances)
+	outcome, err := l.base.Run(ctx, how, instances)
+	if outcome == nil || mutant == mutants.None {
+		return outcome, err
+	}
+	return outcome, errors.Join(err, l.reproduce(mutant, outcome))
+}
+
+// reproduce keeps programs that show what failed on a mutant.
+func (l *laboratory) reproduce(mutant string, outcome *suite.Result) error {
+	run := &verdict.Run{Kernel: l.about.Kernel, Series: l.about.Series, Cases: outcome.Cases}
+	run.Series.Name += ", mutant " + mutant
+	for _, found := range outcome.Splats {
+		run.Splats = append(run.Splats, verdict.Splat{Title: found.Title, Case: found.Case})
+	}
+	programs := reproduction{
+		directory: l.directory, run: run, traces: outcome.Traces,
+		command: func(id string) string { return l.command(mutant, id) },
+		name:    func(id string) string { return results.ReproducerName(mutant + "/" + id) },
+	}
+	return programs.keep()
 }
