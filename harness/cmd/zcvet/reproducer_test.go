@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/zcvet/zcvet/harness/checkout"
+	"github.com/zcvet/zcvet/harness/report"
+	"github.com/zcvet/zcvet/patches/mutants"
+)
+
+// compileReproducer makes the program that a directory of results names.
+func compileReproducer(t *testing.T, source string) (program string) {
+	t.Helper()
+	program = filepath.Join(t.TempDir(), strings.TrimSuffix(filepath.Base(source), ".c"))
+	output, err := exec.CommandContext(t.Context(), "gcc", "-static", "-Wall", "-Wextra", "-Werror", "-s", "-o", program, source).CombinedOutput()
+	if err != nil {
+		text, _ := os.ReadFile(source)
+		t.Fatalf("%v\n%s\n%s", err, output, text)
+	}
+	return program
+}
+
+// inShell runs lines in the shell of a machine, one at a time, and returns the
+// screen.
+func inShell(t *testing.T, lines []string, arguments ...string) string {
+	t.Helper()
+	command, _ := start(t, append([]string{"shell"}, arguments...)...)
+	keys, err := command.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := command.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var screen []byte
+	chunk := make([]byte, 4096)
+	for {
+		n, err := out.Read(chunk)
+		screen = append(screen, chunk[:n]...)
+		if bytes.HasSuffix(screen, []byte("$ ")) && len(lines) > 0 {
+			if _, err := io.WriteString(keys, lines[0]+"\r"); err != nil {
+				t.Error(err)
+			}
+			lines = lines[1:]
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err := command.Wait(); err != nil {
+		t.Errorf("zcvet shell: %v", err)
+	}
+	return strings.ReplaceAll(string(screen), "\r", "")
+}
+
+// The programs show the faults on kernels that have them, and on no other.
+func TestReproducersOnMutants(t *testing.T) {
+	faults := []string{"capacity_minus_one", "range_start_off_by_one", "lost_on_epipe", "poll_misses_queue"}
+	got := zcvet(t, "mutate", "--kernel", "6.12", "--mutant", strings.Join(faults, ","), "--kills", "1",
+		"--suite", "scm/fifo,content/fields,poll/error-while-pending,scm/failed-send/shut-down,!nic,!nic-nosg,!veth")
+	if got.code != 0 {
+		t.Fatalf("exit %d, want 0: every mutant shows in a case", got.code)
+	}
+	root, err := checkout.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := mutants.Load("6.12")
+	if err != nil {
+		t.Fatal(err)
+	}
+	series := filepath.Join(t.TempDir(), "mutants")
+	if err := set.WriteSeries(series, root, mutants.None); err != nil {
+		t.Fatal(err)
+	}
+
+	arguments := []string{"--kernel", "6.12", "--series", series}
+	var lines []string
+	want := map[string]int{}
+	for _, fault := range faults {
+		sources, err := filepath.Glob(filepath.Join(got.dir, "reproducers", fault+"_*.c"))
+		if err != nil || len(sources) == 0 {
+			t.Errorf("%s: no program (%v)", fault, err)
+			continue
+		}
+		program := compileReproducer(t, sources[0])
+		arguments = append(arguments, "--with", program)
+		for _, mutant := range []string{fault, mutants.None} {
+			mark := fmt.Sprintf("%s on %s exits with", fault, mutant)
+			lines = append(lines,
+				"echo "+mutant+" > /sys/module/zcvet/parameters/mutant",
+				fmt.Sprintf("/with/%s; echo %s $?", filepath.Base(program), mark))
+			want[mark] = map[bool]int{true: 1}[mutant == fault]
+		}
+	}
+	screen := inShell(t, append(lines, "exit"), arguments...)
+	for mark, code := range want {
+		if !strings.Contains(screen, fmt.Sprintf("\n%s %d\n", mark, code)) {
+			t.Errorf("%s something other than %d", mark, code)
+		}
+	}
+	if t.Failed() {
+		t.Log(screen)
+	}
+}
+
+// A run names the program in run.json and in the mail, which says what else there
+// is where no program is possible.
+func TestReproducerOfARun(t *testing.T) {
+	got := zcvet(t, "run", "--kernel", "6.12", "--series", "patches/testdata/null-dereference", "--suite", "counter/one-id-for-many-pieces")
+	if got.run == nil {
+		t.Fatal("no verdict")
+	}
+	programs := 0
+	for _, c := range got.run.Cases {
+		if report.Failed(&c) && c.Evidence != nil && c.Evidence.Reproducer != "" {
+			programs++
+			compileReproducer(t, filepath.Join(got.dir, filepath.FromSlash(c.Evidence.Reproducer)))
+		}
+	}
+	if programs != 1 {
+		t.Errorf("%d programs for one kind of failure", programs)
+	}
+	if mail, err := os.ReadFile(filepath.Join(got.dir, "report.txt")); err != nil || !strings.Contains(string(mail), "A C program that does this is attached") {
+		t.Errorf("report.txt does not name the program: %v", err)
+	}
+}
