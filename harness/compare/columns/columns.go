@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -238,7 +239,7 @@ func (w *work) repeat(ctx context.Context) error {
 		w.UI.Section("again  %s: %d cases that differ", c.about.Name, len(c.differing))
 		options := c.options
 		options.Only = c.differing
-		options.Out = w.group.Run(c.about.Directory + "-again")
+		options.Out = w.beside(c, "again")
 		attempt, err := w.Begin(options, w.command)
 		if err != nil {
 			return err
@@ -266,7 +267,7 @@ func (w *work) measure(ctx context.Context) error {
 		w.UI.Section("cost  %s", c.about.Name)
 		options := c.options
 		options.Suite, options.Accelerator, options.CountInstructions = cost.Suite, machine.TCG, true
-		options.Out = w.group.Run(c.about.Directory + "-cost")
+		options.Out = w.beside(c, "cost")
 		attempt, err := w.Begin(options, w.command)
 		if err != nil {
 			return err
@@ -285,6 +286,12 @@ func (w *work) measure(ctx context.Context) error {
 		c.about.CostDirectory = w.group.Relative(attempt.Path())
 	}
 	return nil
+}
+
+// beside is the directory for another run of a column. Its own, whose name may have
+// been cut, is the beginning of it.
+func (w *work) beside(c *column, what string) string {
+	return filepath.Join(w.group.Path, filepath.FromSlash(c.about.Directory)) + "-" + what
 }
 
 // differ notes cases to repeat.

@@ -259,6 +259,24 @@ func TestMeasuresTheCostsOfEachBinaryOnce(t *testing.T) {
 	}
 }
 
+// TestRunsOfALongNameStayApart has a column whose name is cut in that of its
+// directory: its second run must not take the place of the first.
+func TestRunsOfALongNameStayApart(t *testing.T) {
+	long := "20240730184120.4089835-1-zijianzhang@bytedance.com"
+	f := &fake{t: t, cost: true, kernels: map[string]*kernel{
+		"none": {binary: "0", cases: []outcomes{{"a": "pass"}}},
+		long:   {binary: "1", cases: []outcomes{{"a": "fail"}}},
+	}}
+	c, _, err := f.compare(t.Context(), "base", long)
+	if err != nil {
+		t.Fatal(err)
+	}
+	column := c.Columns[1]
+	if column.Directory == column.RepeatDirectory || column.Directory == column.CostDirectory || column.RepeatDirectory == column.CostDirectory {
+		t.Errorf("runs at %s, %s and %s", column.Directory, column.RepeatDirectory, column.CostDirectory)
+	}
+}
+
 func TestColumnThatDoesNotApplyIsAResult(t *testing.T) {
 	f := &fake{t: t, kernels: map[string]*kernel{
 		"none": {binary: "0", cases: []outcomes{{"a": "pass"}}},
