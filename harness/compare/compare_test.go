@@ -265,7 +265,7 @@ func TestJoinDecides(t *testing.T) {
 	}{
 		{"nothing worse", []*verdict.Run{same, run("a=pass")}, [][2]int{{0, 1}}, 0, ""},
 		{"fixed", []*verdict.Run{run("a=fail"), run("a=pass")}, [][2]int{{0, 1}}, 0, ""},
-		{"worse, then fixed", []*verdict.Run{same, run("a=fail"), run("a=pass")}, [][2]int{{0, 1}, {1, 2}}, 1, "v1 is worse than base: 1 case passed before and fail now"},
+		{"worse, then fixed", []*verdict.Run{same, run("a=fail"), run("a=pass")}, [][2]int{{0, 1}, {1, 2}}, 1, "v1 is worse than base: 1 case passed before and fails now"},
 		{"one column does not apply", []*verdict.Run{same, failed(fault.Apply), run("a=pass")}, [][2]int{{0, 1}, {0, 2}}, 3, "v1 does not apply: the reason"},
 		{"one does not apply and another is worse", []*verdict.Run{same, run("a=fail"), failed(fault.Apply)}, [][2]int{{0, 1}, {1, 2}}, 3, "v2 does not apply: the reason"},
 		{"the first of two that cannot be compared", []*verdict.Run{same, failed(fault.Build), failed(fault.Apply)}, [][2]int{{0, 1}, {0, 2}}, 4, "v1 does not build: the reason"},

@@ -129,15 +129,18 @@ func (s *Step) judge(still map[string]bool, counts func(verdict.Level) bool) {
 		}
 	}
 	for _, reason := range []struct {
-		kind Kind
-		text string
+		kind      Kind
+		one, many string
 	}{
-		{Broken, "%s passed before and fail now"},
-		{New, "%s are new and fail"},
-		{Gone, "%s passed before and do not run any more"},
+		{Broken, "1 case passed before and fails now", "%d cases passed before and fail now"},
+		{New, "1 case is new and fails", "%d cases are new and fail"},
+		{Gone, "1 case passed before and does not run any more", "%d cases passed before and do not run any more"},
 	} {
-		if count := worse[reason.kind]; count > 0 {
-			s.Reasons = append(s.Reasons, fmt.Sprintf(reason.text, cases(count)))
+		switch count := worse[reason.kind]; {
+		case count == 1:
+			s.Reasons = append(s.Reasons, reason.one)
+		case count > 1:
+			s.Reasons = append(s.Reasons, fmt.Sprintf(reason.many, count))
 		}
 	}
 	for _, change := range s.Splats {
@@ -154,13 +157,6 @@ func (s *Step) judge(still map[string]bool, counts func(verdict.Level) bool) {
 		s.Reasons = append(s.Reasons, cost.Complaint(dearer))
 	}
 	s.Worse = len(s.Reasons) > 0
-}
-
-func cases(count int) string {
-	if count == 1 {
-		return "1 case"
-	}
-	return fmt.Sprintf("%d cases", count)
 }
 
 // pairs joins the cases of two columns by id, in the order of the later column;

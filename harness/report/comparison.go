@@ -79,8 +79,12 @@ func StepLine(step *compare.Step) string {
 				findings++
 			}
 		}
-		add(splats, string(kind)+" among the splats")
-		add(findings, string(kind)+" among the findings")
+		if splats > 0 {
+			parts = append(parts, Plural(splats, string(kind)+" splat"))
+		}
+		if findings > 0 {
+			parts = append(parts, Plural(findings, string(kind)+" finding"))
+		}
 	}
 	if len(parts) == 0 {
 		return "no difference"

@@ -191,7 +191,7 @@ func TestRunsEachColumnAndRepeatsWhatDiffers(t *testing.T) {
 	if got := c.Steps[1].Counts; got != (compare.Counts{Fixed: 1, New: 1, Unstable: 1}) {
 		t.Errorf("v1 to v2: %+v", got)
 	}
-	if c.Exit.Code != 1 || c.Exit.Error != "v1 is worse than base: 1 case passed before and fail now" {
+	if c.Exit.Code != 1 || c.Exit.Error != "v1 is worse than base: 1 case passed before and fails now" {
 		t.Errorf("exit %+v", c.Exit)
 	}
 	column := c.Columns[1]

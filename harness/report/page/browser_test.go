@@ -23,6 +23,7 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/zcvet/zcvet/harness/report/page"
+	"github.com/zcvet/zcvet/harness/report/reporttest"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
 
@@ -159,6 +160,9 @@ func TestInABrowser(t *testing.T) {
 	for name, run := range map[string]func(*testing.T) *verdict.Run{"pass": passing, "fail": failing, "crash": crashing, "coverage": covered, "unbuilt": unbuilt} {
 		pages[name] = func(w io.Writer) error { return page.WriteRun(w, run(t)) }
 	}
+	pages["comparison"] = func(w io.Writer) error { return page.WriteComparison(w, reporttest.Comparison()) }
+	pages["comparison-no-apply"] = func(w io.Writer) error { return page.WriteComparison(w, reporttest.DoesNotApply()) }
+	pages["check"] = func(w io.Writer) error { return page.WriteCheck(w, reporttest.Checks()) }
 	for name, write := range pages {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "report.html")

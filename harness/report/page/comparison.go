@@ -5,8 +5,9 @@ package page
 import (
 	"fmt"
 	"io"
+	"path"
+	"slices"
 
-	"github.com/zcvet/zcvet/harness/check"
 	"github.com/zcvet/zcvet/harness/compare"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/report"
@@ -17,161 +18,213 @@ import (
 type cell struct{ Text, Class, Link, Detail string }
 
 type row struct {
-	Name, ID string
-	Cells    []cell
+	Name, Axes string
+	Cells      []cell
+	// Bad is true when some column has a failure there.
+	Bad bool
 }
 
 type step struct {
 	compare.Step
-	Title, Summary string
+	Title, Line string
+	Changes     []change
+	// Added are the names of the new cases that pass, which have nothing to say.
+	Added      []string
+	AddedCount int
+	Cost       []string
+}
+
+type change struct {
+	compare.Folded
+	Axes  string
+	Lines []string
+}
+
+type caseTable struct {
+	Label   string
+	Columns []compare.Column
+	Rows    []row
 }
 
 type comparisonPage struct {
 	Command string
 	Columns []compare.Column
 	Rows    []row
-	Cases   []row
 	Steps   []step
+	// Failing are the cases that some column fails, Rest the others that differ.
+	Failing, Rest []row
 }
 
 // WriteComparison writes the page of a comparison, its columns side by side.
 func WriteComparison(w io.Writer, c *compare.Comparison) error {
-	data := comparisonPage{Command: c.Command, Columns: c.Columns, Rows: columnRows(c), Cases: caseRows(c)}
-	worse := 0
-	for _, s := range c.Steps {
-		title := "up to " + c.Columns[s.After].Name
-		if s.Before >= 0 {
-			title = c.Columns[s.Before].Name + " → " + c.Columns[s.After].Name
+	data := comparisonPage{Command: c.Command, Columns: c.Columns, Rows: columnRows(c)}
+	for _, row := range caseRows(c) {
+		if row.Bad {
+			data.Failing = append(data.Failing, row)
+		} else {
+			data.Rest = append(data.Rest, row)
 		}
-		if s.Worse {
-			worse++
-		}
-		n := s.Counts
-		data.Steps = append(data.Steps, step{Step: s, Title: title, Summary: fmt.Sprintf(
-			"%d broken, %d fixed, %d still failing, %d new, %d gone, %d unstable, %d the same",
-			n.Broken, n.Fixed, n.StillFailing, n.New, n.Gone, n.Unstable, n.Same)})
+	}
+	for i := range c.Steps {
+		data.Steps = append(data.Steps, aboutStep(c, &c.Steps[i]))
 	}
 	page := layout{
-		Title: "zcvet: comparison on Linux " + c.Kernel, Word: "NOT WORSE", Mood: "good",
-		Heading: fmt.Sprintf("%d kernels compared on Linux %s", len(c.Columns), c.Kernel),
+		Title: "zcvet: comparison on Linux " + c.Kernel, Word: report.ComparisonWord(c), Mood: "good",
+		Heading: fmt.Sprintf("%d kernels compared on Linux %s", len(c.Columns), c.Kernel), Lead: c.Exit.Error,
 		Started: c.Started, Contract: compare.File,
-		Facts: []fact{{"cases", c.Suite}, {"seed", fmt.Sprint(c.Seed)}, {"took", report.Duration(c.Seconds)}},
-		Lead:  c.Exit.Error,
+		Facts:    []fact{{"cases", c.Suite}, {"seed", fmt.Sprint(c.Seed)}, {"took", report.Duration(c.Seconds)}},
+		Sections: []section{{"steps", "What changed", 0}, {"columns", "Side by side", 0}},
 	}
 	if fault.Class(c.Exit.Code) != fault.None {
-		page.Mood, page.Word = "bad", report.Word(&verdict.Run{Exit: c.Exit})
-		if worse > 0 {
-			page.Word = "WORSE"
-		}
+		page.Mood = "bad"
+	}
+	if count := len(data.Failing) + len(data.Rest); count > 0 {
+		page.Sections = append(page.Sections, section{"cases", "Cases", count})
 	}
 	if c.Command != "" {
 		page.Sections = append(page.Sections, section{"repeat", "Repeat", 0})
 	}
-	page.Sections = append(page.Sections, section{"columns", "Side by side", len(c.Columns)})
-	if len(data.Cases) > 0 {
-		page.Sections = append(page.Sections, section{"cases", "Cases", len(data.Cases)})
-	}
-	page.Sections = append(page.Sections, section{"steps", "From column to column", len(c.Steps)})
 	return write(w, page, "comparison", data)
 }
 
+func aboutStep(c *compare.Comparison, s *compare.Step) step {
+	out := step{Step: *s, Title: report.StepName(c, s), Line: report.StepLine(s)}
+	if s.Same {
+		return out // what still fails was told at the step before
+	}
+	for _, kind := range compare.Kinds {
+		for _, folded := range s.Fold(kind) {
+			if kind == compare.New && !folded.After.Failed() {
+				out.AddedCount += len(folded.Cases)
+				if !slices.Contains(out.Added, folded.Name) {
+					out.Added = append(out.Added, folded.Name)
+				}
+				continue
+			}
+			out.Changes = append(out.Changes, change{Folded: folded, Axes: report.Axes(folded.Cases), Lines: report.ChangeLines(&folded.Change)})
+		}
+	}
+	if len(s.Cost) > 0 {
+		out.Cost = report.CostLines(s.Cost, c.Columns[s.Before].Name, c.Columns[s.After].Name)
+	}
+	return out
+}
+
+// columnRows is the table of the terminal, with what only a page has room for.
 func columnRows(c *compare.Comparison) []row {
 	var rows []row
-	add := func(name string, value func(*compare.Column) cell) {
-		r := row{Name: name}
-		empty := true
+	for _, line := range report.ColumnTable(c)[1:] {
+		r := row{Name: line[0]}
+		for _, text := range line[1:] {
+			r.Cells = append(r.Cells, cell{Text: text})
+		}
+		rows = append(rows, r)
+	}
+	for i := range c.Columns {
+		column := &c.Columns[i]
+		// The first row is the verdict.
+		v := &rows[0].Cells[i]
+		v.Class = "fail"
+		if fault.Class(column.Exit.Code) == fault.None || column.Compared && fault.Class(column.Exit.Code) == fault.Infrastructure {
+			v.Class = "pass"
+		}
+		if column.Directory != "" {
+			v.Link = column.Directory + "/report.html"
+			if !path.IsAbs(v.Link) {
+				v.Link = "./" + v.Link // a colon in it makes no scheme
+			}
+		}
+	}
+	add := func(name string, value func(*compare.Column) string) {
+		r, empty := row{Name: name}, true
 		for i := range c.Columns {
-			v := value(&c.Columns[i])
-			empty = empty && v.Text == ""
-			r.Cells = append(r.Cells, v)
+			text := value(&c.Columns[i])
+			empty = empty && text == ""
+			r.Cells = append(r.Cells, cell{Text: text})
 		}
 		if !empty {
 			rows = append(rows, r)
 		}
 	}
-	text := func(value func(*compare.Column) string) func(*compare.Column) cell {
-		return func(column *compare.Column) cell { return cell{Text: value(column)} }
-	}
-	add("verdict", func(column *compare.Column) cell {
-		v := cell{Text: report.Word(&verdict.Run{Exit: column.Exit}), Class: "fail"}
-		if fault.Class(column.Exit.Code) == fault.None {
-			v.Class = "pass"
-		}
-		if column.Directory != "" {
-			v.Link = column.Directory + "/report.html"
-		}
-		return v
-	})
-	add("cases", text(func(column *compare.Column) string {
-		if !column.Compared {
-			return ""
-		}
-		return report.Counts(column.Totals)
-	}))
-	add("complaints", text(func(column *compare.Column) string { return fmt.Sprint(column.Splats) }))
-	add("series", text(func(column *compare.Column) string { return column.Series.Name }))
-	add("interface", text(func(column *compare.Column) string { return column.Series.ABI }))
-	add("kernel", text(func(column *compare.Column) string { return column.Kernel.Version }))
-	add("same binary as", text(func(column *compare.Column) string { return column.SameAs }))
-	add("trouble", text(func(column *compare.Column) string {
-		if column.Compared {
-			return ""
-		}
-		return column.Exit.Error
-	}))
+	add("trouble", (*compare.Column).Trouble)
+	add("series", func(column *compare.Column) string { return column.Series.Name })
+	add("kernel", func(column *compare.Column) string { return column.Kernel.Version })
 	return rows
 }
 
-// caseRows has a row for each case that some step changes, with what is known of
-// it in every column.
+// caseRows has a row for the cases that some step changes, with what is known of
+// them in every column: cases of one name that ended alike are one row.
 func caseRows(c *compare.Comparison) []row {
-	var rows []row
-	index := make(map[string]int)
-	for _, s := range c.Steps {
-		for _, change := range s.Changes {
-			at, known := index[change.ID]
-			if !known {
-				at = len(rows)
-				index[change.ID] = at
-				rows = append(rows, row{ID: change.ID, Cells: make([]cell, len(c.Columns))})
-			}
-			set := func(column int, r *compare.Result) {
-				if r == nil || column < 0 {
-					return
+	type known struct {
+		about verdict.Case
+		cells []cell
+	}
+	var all []*known
+	index := make(map[string]*known)
+	for i := range c.Steps {
+		for _, change := range c.Steps[i].Changes {
+			k := index[change.ID]
+			if k == nil {
+				k = &known{
+					about: verdict.Case{Name: change.Name, Proto: change.Proto, Family: change.Family, Link: change.Link},
+					cells: make([]cell, len(c.Columns)),
 				}
-				rows[at].Cells[column] = cell{Text: string(r.Status), Class: string(r.Status), Detail: clean(r.Detail)}
-				if r.Again != nil && r.Again.Status != r.Status {
-					rows[at].Cells[column].Text += ", then " + string(r.Again.Status)
-				}
+				index[change.ID] = k
+				all = append(all, k)
 			}
-			set(s.Before, change.Before)
-			set(s.After, change.After)
+			k.cells[c.Steps[i].Before] = resultCell(change.Before)
+			k.cells[c.Steps[i].After] = resultCell(change.After)
 		}
+	}
+	var rows []row
+	var cases [][]verdict.Case
+	at := make(map[string]int)
+	for _, k := range all {
+		spread(c, k.cells)
+		key := k.about.Name
+		for _, cell := range k.cells {
+			key += "\x00" + cell.Text
+		}
+		i, found := at[key]
+		if !found {
+			i = len(rows)
+			at[key] = i
+			rows = append(rows, row{Name: k.about.Name, Cells: k.cells, Bad: slices.ContainsFunc(k.cells, func(c cell) bool { return c.bad() })})
+			cases = append(cases, nil)
+		}
+		cases[i] = append(cases[i], k.about)
+	}
+	for i := range rows {
+		rows[i].Axes = report.Axes(cases[i])
 	}
 	return rows
 }
 
-// WriteCheck writes the page of the checks of a series; logs are one link away.
-func WriteCheck(w io.Writer, r *check.Report) error {
-	page := layout{
-		Title: "zcvet: checks of " + r.Series.Name, Word: report.Word(&verdict.Run{Exit: r.Exit}), Mood: "bad",
-		Heading: r.Series.Name + " on Linux " + r.Kernel.Version, Lead: r.Exit.Error, Started: r.Started, Contract: check.File,
-		Facts:    []fact{{"patches", fmt.Sprint(len(r.Patches))}, {"took", report.Duration(r.Seconds)}},
-		Sections: []section{{"series", "The series", len(r.Whole)}, {"patches", "Patch by patch", len(r.Patches)}},
+// resultCell is the result of a case in one column.
+func resultCell(r *compare.Result) cell {
+	if r == nil {
+		return cell{Text: "not there"}
 	}
-	if fault.Class(r.Exit.Code) == fault.None {
-		page.Mood = "good"
+	out := cell{Text: string(r.Status), Class: string(r.Status), Detail: clean(r.Detail)}
+	if r.Again != nil && r.Again.Status != r.Status {
+		out.Text += ", then " + string(r.Again.Status)
 	}
-	return write(w, page, "check", struct{ Report *check.Report }{r})
+	return out
 }
 
-// checkClass is the colour of a check's status.
-func checkClass(status check.Status) string {
-	switch status {
-	case "pass", "fail", "skip":
-		return string(status)
-	case "warn":
-		return "warn"
+func (c cell) bad() bool { return c.Class == "fail" || c.Class == "crash" || c.Class == "timeout" }
+
+// spread fills the columns in which a case did what it does in a neighbour.
+func spread(c *compare.Comparison, cells []cell) {
+	fill := func(s *compare.Step, from, to int) {
+		if s.Missing == "" && cells[to].Text == "" {
+			cells[to] = cells[from]
+		}
 	}
-	return ""
+	for i := range c.Steps {
+		fill(&c.Steps[i], c.Steps[i].Before, c.Steps[i].After)
+	}
+	for i := range slices.Backward(c.Steps) {
+		fill(&c.Steps[i], c.Steps[i].After, c.Steps[i].Before)
+	}
 }

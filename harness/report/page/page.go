@@ -11,6 +11,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/zcvet/zcvet/harness/compare"
 	"github.com/zcvet/zcvet/harness/report"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
@@ -34,8 +35,11 @@ var templates = template.Must(template.New("").Funcs(template.FuncMap{
 	"join":     func(list []string) string { return strings.Join(list, ", ") },
 	"lines":    func(list []string) string { return clean(strings.Join(list, "\n")) },
 	"calls":    calls, "command": func(id, label, text string) command { return command{id, label, text} },
-	"checkClass": checkClass,
-	"lineClass":  lineClass, "runs": runs, "percent": percent,
+	"checkClass": checkClass, "checkSign": checkSign, "checkRule": checkRule,
+	"caseTable": func(label string, columns []compare.Column, rows []row) caseTable {
+		return caseTable{label, columns, rows}
+	},
+	"lineClass": lineClass, "runs": runs, "percent": percent,
 	"cellClass": cellClass, "cellText": cellText, "interesting": interesting,
 	"add": func(a, b int) int { return a + b },
 }).ParseFS(assets, "assets/*.html"))
