@@ -36,6 +36,21 @@ func ComparisonLine(c *compare.Comparison) string {
 	return strings.Join(names, ", ") + " on " + c.Kernel
 }
 
+// ComparisonEffort says what a comparison took: what was compiled, and how long it
+// went on after the first column, which may have had to build a whole kernel. It is
+// empty for one of stored runs.
+func ComparisonEffort(c *compare.Comparison) string {
+	if len(c.Columns) < 2 || c.Columns[0].PrepareSeconds == 0 {
+		return ""
+	}
+	first, more := c.Columns[0], 0
+	for _, column := range c.Columns[1:] {
+		more += column.Kernel.Objects
+	}
+	return fmt.Sprintf("%s compiled for the first column and %d for the others; %s after the first column, %s in all",
+		Plural(first.Kernel.Objects, "object"), more, Duration(c.Seconds-first.PrepareSeconds-first.RunSeconds), Duration(c.Seconds))
+}
+
 // StepName is the head of a step, "base → lore:v7".
 func StepName(c *compare.Comparison, step *compare.Step) string {
 	after := c.Columns[step.After].Name
@@ -211,7 +226,12 @@ func ColumnTable(c *compare.Comparison) [][]string {
 		}
 		return fmt.Sprintf("%d objects", column.Kernel.Objects)
 	})
-	add("built in", func(column *compare.Column) string { return Duration(column.PrepareSeconds) })
+	add("built in", func(column *compare.Column) string {
+		if column.PrepareSeconds == 0 {
+			return "" // a stored run, which does not say
+		}
+		return Duration(column.PrepareSeconds)
+	})
 	add("cases in", func(column *compare.Column) string {
 		switch {
 		case column.SameAs != "":
@@ -245,6 +265,9 @@ func WriteComparison(w io.Writer, c *compare.Comparison) error {
 		}
 	}
 	m.line("")
+	if effort := ComparisonEffort(c); effort != "" {
+		m.line("%s\n", effort)
+	}
 	for i := range c.Steps {
 		m.comparisonStep(c, &c.Steps[i])
 	}

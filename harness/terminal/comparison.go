@@ -53,6 +53,9 @@ func (ui *UI) Comparison(c *compare.Comparison) {
 		ui.comparisonStep(c, &c.Steps[i])
 	}
 	ui.line("")
+	if effort := report.ComparisonEffort(c); effort != "" && !ui.options.Quiet {
+		ui.line("%s", ui.paint(dim, effort))
+	}
 	style := green
 	if c.Exit.Code != 0 {
 		style = red

@@ -78,6 +78,9 @@ func WriteComparison(w io.Writer, c *compare.Comparison) error {
 	if fault.Class(c.Exit.Code) != fault.None {
 		page.Mood = "bad"
 	}
+	if effort := report.ComparisonEffort(c); effort != "" {
+		page.Facts = append(page.Facts, fact{"effort", effort})
+	}
 	if count := len(data.Failing) + len(data.Rest); count > 0 {
 		page.Sections = append(page.Sections, section{"cases", "Cases", count})
 	}
