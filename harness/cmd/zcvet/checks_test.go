@@ -4,6 +4,7 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/zcvet/zcvet/harness/check"
+	"github.com/zcvet/zcvet/harness/checkout"
 )
 
 // textual leaves out the checks that compile.
@@ -38,27 +40,54 @@ func checks(t *testing.T, series, only string) (outcome, []string) {
 	return got, failed
 }
 
-// TestCheckFindsWhatIsFlawed has a series for each check that this makes; those
-// that need a compiler are left out for their time.
-func TestCheckFindsWhatIsFlawed(t *testing.T) {
-	for _, name := range []string{
-		check.Cover, check.Tree, check.Uapi, check.SignedOff, check.Fixes, check.Checkpatch, check.Inline, check.Kdoc, check.Selftests,
-	} {
+// flawed has a series for each check, in a directory of its name, on which that check
+// fails and no other. What is left are the exit codes.
+func flawed(t *testing.T, only string, names ...string) {
+	t.Helper()
+	codes := map[string]int{check.Apply: 3, check.Build: 4, check.Boot: 5}
+	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
-			got, failed := checks(t, "patches/testdata/flawed/"+name, textual)
-			got.requireCode(t, 1)
+			got, failed := checks(t, "patches/testdata/flawed/"+name, only)
+			if code, special := codes[name]; special {
+				got.requireCode(t, code)
+			} else {
+				got.requireCode(t, 1)
+			}
 			if d := cmp.Diff([]string{name}, failed); d != "" {
 				t.Errorf("failed checks (-want +got):\n%s", d)
 			}
 		})
 	}
-	t.Run(check.Apply, func(t *testing.T) {
-		got, failed := checks(t, "patches/testdata/flawed/apply", textual)
-		got.requireCode(t, 3)
-		if d := cmp.Diff([]string{check.Apply}, failed); d != "" {
-			t.Errorf("failed checks (-want +got):\n%s", d)
+}
+
+// TestCheckFindsWhatIsFlawed is about the checks that need no compiler.
+func TestCheckFindsWhatIsFlawed(t *testing.T) {
+	flawed(t, textual, check.Cover, check.Size, check.Tree, check.Uapi, check.Apply, check.SignedOff, check.Fixes, check.Checkpatch,
+		check.Inline, check.Kdoc, check.Selftests)
+}
+
+// TestCheckFindsWhatCompilersFind makes all checks of each series: none of the
+// others may fail.
+func TestCheckFindsWhatCompilersFind(t *testing.T) {
+	configurations(t)
+	names := []string{check.Build, check.Boot, check.Warnings, check.Sparse, check.Build32, check.BuildAll}
+	if _, err := exec.LookPath("clang"); err == nil {
+		names = append(names, check.Clang)
+	}
+	flawed(t, "", names...)
+}
+
+// TestFlawedSeriesForEveryCheck sees to it that a check that is added has one.
+func TestFlawedSeriesForEveryCheck(t *testing.T) {
+	root, err := checkout.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range check.Catalogue {
+		if patches, err := filepath.Glob(filepath.Join(root, "patches/testdata/flawed", c.Name, "*.patch")); err != nil || len(patches) == 0 {
+			t.Errorf("no series is flawed for check %s: %v", c.Name, err)
 		}
-	})
+	}
 }
 
 func TestCheckPassesTheReferenceSeries(t *testing.T) {
