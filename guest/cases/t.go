@@ -25,8 +25,9 @@ import (
 
 // patience is how long a wait inside a case goes on at a TimeScale of 1. What
 // is waited for takes microseconds, or a retransmission time-out of a second;
-// the rest is for a machine that is busy elsewhere.
-const patience = 5 * time.Second
+// the rest is for a machine that is busy elsewhere. A kernel that loses
+// notifications makes many cases wait in vain, so it is no longer than that.
+const patience = 2 * time.Second
 
 // Caller takes calls to the host.
 type Caller interface {

@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/zcvet/zcvet/guest/link"
-	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/progress"
 	"github.com/zcvet/zcvet/harness/suite"
 	"github.com/zcvet/zcvet/harness/verdict"
@@ -30,7 +29,8 @@ type Laboratory interface {
 	Instances() []link.Instance
 	// Run runs instances, in this order, in a machine of its own whose kernel is
 	// the mutant. It may be called from several goroutines. Of the options it
-	// uses OnCase, Enough, Progress and Console; errors are those of suite.Run.
+	// uses Machines, OnCase, Enough, Progress and Console; errors are those of
+	// suite.Run.
 	Run(ctx context.Context, mutant string, instances []link.Instance, options suite.Options) (*suite.Result, error)
 }
 
@@ -121,51 +121,19 @@ func Clean(ctx context.Context, lab Laboratory, options Options) (*Baseline, err
 	if !options.Whole && !options.All {
 		instances = union(instances, plans(lab, options))
 	}
-	baseline := &Baseline{}
 	started := time.Now()
-	var lock sync.Mutex // guards finished and baseline
-	finished := 0
-	group, ctx := errgroup.WithContext(ctx)
-	for i, share := range deal(instances, max(options.Parallel, 1)) {
-		log := mutants.None
-		if i > 0 {
-			log += fmt.Sprintf("-%d", i+1)
-		}
-		group.Go(func() error {
-			result, err := run(ctx, lab, mutants.None, log, share, options, suite.Options{OnCase: func(verdict.Case) {
-				lock.Lock()
-				defer lock.Unlock()
-				finished++
-				options.Progress.Report(progress.Update{Done: int64(finished), Total: int64(len(instances)), Unit: progress.Cases})
-			}})
-			if result != nil {
-				lock.Lock()
-				defer lock.Unlock()
-				ran, skipped := count(result)
-				baseline.Cases += ran
-				baseline.Skipped += skipped
-				baseline.Failures = append(baseline.Failures, failures(result)...)
-			}
-			return err
-		})
+	result, err := run(ctx, lab, mutants.None, mutants.None, instances, options, suite.Options{
+		Machines: options.Parallel, Progress: options.Progress,
+	})
+	baseline := &Baseline{Seconds: time.Since(started).Seconds()}
+	if result != nil {
+		baseline.Cases, baseline.Skipped = count(result)
+		baseline.Failures = failures(result)
 	}
-	err := group.Wait()
-	slices.SortFunc(baseline.Failures, func(a, b Failure) int { return strings.Compare(a.Case, b.Case) })
-	baseline.Seconds = time.Since(started).Seconds()
 	if err != nil {
 		return baseline, fmt.Errorf("the kernel without a fault: %w", err)
 	}
 	return baseline, nil
-}
-
-// deal gives each of so many machines its share of the instances, none an empty
-// one.
-func deal(instances []link.Instance, machines int) [][]link.Instance {
-	shares := make([][]link.Instance, min(machines, len(instances)))
-	for i, instance := range instances {
-		shares[i%len(shares)] = append(shares[i%len(shares)], instance)
-	}
-	return shares
 }
 
 // Run runs the cases on every mutant but those that failed in the baseline: what
@@ -355,17 +323,29 @@ func unfinished(instances []link.Instance, outcome *suite.Result) []link.Instanc
 	return slices.DeleteFunc(slices.Clone(instances), func(instance link.Instance) bool { return finished[instance.ID] })
 }
 
-// run runs instances on a mutant with a console log of that name.
+// run runs instances on a mutant with console logs of that name.
 func run(ctx context.Context, lab Laboratory, mutant, log string, instances []link.Instance, options Options, how suite.Options) (*suite.Result, error) {
 	if options.Console == nil {
 		return lab.Run(ctx, mutant, instances, how)
 	}
-	console, err := options.Console(log)
-	if err != nil {
-		return nil, fault.New(fault.Infrastructure, "console log: %w", err)
+	var consoles []io.Closer
+	defer func() {
+		for _, console := range consoles {
+			console.Close()
+		}
+	}()
+	how.Console = func(number int) (io.Writer, error) {
+		name := log
+		if number > 1 {
+			name += fmt.Sprintf("-%d", number)
+		}
+		console, err := options.Console(name)
+		if err != nil {
+			return nil, err
+		}
+		consoles = append(consoles, console)
+		return console, nil
 	}
-	defer console.Close()
-	how.Console = console
 	return lab.Run(ctx, mutant, instances, how)
 }
 

@@ -52,7 +52,13 @@ func (l *fakeLab) Run(_ context.Context, mutant string, instances []link.Instanc
 		l.ran = map[string][]string{}
 	}
 	if options.Console != nil {
-		_, _ = io.WriteString(options.Console, "console of "+mutant)
+		for number := range max(options.Machines, 1) {
+			console, err := options.Console(number + 1)
+			if err != nil {
+				return &suite.Result{}, err
+			}
+			_, _ = io.WriteString(console, "console of "+mutant)
+		}
 	}
 	result := &suite.Result{}
 	for _, instance := range instances {

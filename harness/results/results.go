@@ -8,7 +8,9 @@
 //	report.html     for people: one file, to be opened in a browser
 //	report.md       for job summaries
 //	report.txt      a reply to the series, to be sent by mail
-//	console.log     every line of every machine's console
+//	console.log     every line of the console of the first machine, and of those
+//	                that replaced it after a crash; console-2.log that of the
+//	                machine that ran beside it, and so on
 //	kernel.config   the configuration the kernel was built with
 //	series/         the patches as they were applied
 //	evidence/       per failed case: system calls, capture and descriptor log of
@@ -27,6 +29,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -43,10 +46,12 @@ const Parent = "results"
 const Latest = "latest"
 
 // Directory is the directory of one run. What is in it at any moment is valid:
-// files appear whole or not at all, but for the console, which grows.
+// files appear whole or not at all, but for the consoles, which grow.
 type Directory struct {
-	Path    string
-	console *os.File
+	Path string
+
+	lock     sync.Mutex // guards consoles
+	consoles map[int]*os.File
 }
 
 // Create makes the directory of a run: path, or with an empty path a new one in
@@ -61,7 +66,7 @@ func Create(path string, started time.Time, about ...string) (*Directory, error)
 	if err != nil {
 		return nil, explain(err)
 	}
-	return &Directory{Path: path, console: console}, nil
+	return &Directory{Path: path, consoles: map[int]*os.File{1: console}}, nil
 }
 
 // consoleFile is in the directory of a run from its first moment on.
@@ -157,11 +162,30 @@ func point(link, target string) error {
 	return os.Rename(staged, link)
 }
 
-// Console is where the console of the run goes.
-func (d *Directory) Console() io.Writer { return d.console }
+// Console is where the console of one of the machines of the run goes that run at
+// the same time. They count from 1.
+func (d *Directory) Console(number int) (io.Writer, error) {
+	d.lock.Lock()
+	defer d.lock.Unlock()
+	if console := d.consoles[number]; console != nil {
+		return console, nil
+	}
+	console, err := d.create(fmt.Sprintf("console-%d.log", number))
+	if err != nil {
+		return nil, err
+	}
+	d.consoles[number] = console
+	return console, nil
+}
 
-// Close ends the console log.
-func (d *Directory) Close() error { return d.console.Close() }
+// Close ends the console logs.
+func (d *Directory) Close() error {
+	var err error
+	for _, console := range d.consoles {
+		err = errors.Join(err, console.Close())
+	}
+	return err
+}
 
 // Evidence returns a new file for evidence about a case; kind is its extension.
 func (d *Directory) Evidence(caseID, kind string) (*os.File, error) {

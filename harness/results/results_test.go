@@ -3,7 +3,7 @@
 package results_test
 
 import (
-	"io"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -48,8 +48,14 @@ func TestWriteLeavesEveryForm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.WriteString(d.Console(), "[    0.0] Linux version\n"); err != nil {
-		t.Fatal(err)
+	for _, number := range []int{1, 2, 1} {
+		console, err := d.Console(number)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(console, "machine %d\n", number); err != nil {
+			t.Fatal(err)
+		}
 	}
 	evidence, err := d.Evidence("poll/edge/tcp/ipv4/nic", "pcapng")
 	if err != nil {

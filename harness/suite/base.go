@@ -26,20 +26,23 @@ type Base struct {
 // Save boots a machine, saves it and ends it. Of the options it uses Booter,
 // Patience, Console and Allowed. Errors are those of Run.
 func Save(ctx context.Context, options Options) (*Base, error) {
-	r := &runner{Options: options, result: newResult()}
+	r, err := newRunner(options, 1)
+	if err != nil {
+		return nil, err
+	}
 	hello, err := r.reach(ctx)
 	if err == nil {
 		err = r.takeSnapshot(ctx)
 	}
-	base := &Base{Features: r.result.Features, Boot: r.result.Boot, traced: r.traced, snapshot: r.snapshot}
-	r.snapshot = nil // it is the base's now
 	r.close()
 	if err != nil {
-		base.Close()
+		r.closeSnapshot()
 		return nil, err
 	}
-	base.Instances = hello.Instances
-	return base, nil
+	return &Base{
+		Instances: hello.Instances, Features: r.result.Features, Boot: r.result.Boot,
+		traced: r.traced, snapshot: r.snapshot,
+	}, nil
 }
 
 // Close frees the memory that the base holds. Runs must have ended.
@@ -51,18 +54,13 @@ func (b *Base) Close() {
 }
 
 // Run runs instances in this order, but those that destroy their machine last,
-// from the state the base was saved in. Of the options it uses all but Wanted. Results and errors are those of Run.
+// from the state the base was saved in. Of the options it uses all but Wanted.
+// Results and errors are those of Run.
 func (b *Base) Run(ctx context.Context, options Options, instances []link.Instance) (*Result, error) {
-	r := &runner{Options: options, result: newResult(), traced: b.traced, snapshot: b.snapshot}
-	r.result.Features = b.Features
-	r.console.writer = options.Console
-	defer func() {
-		r.snapshot = nil // it outlives the run
-		r.close()
-	}()
-	for _, instance := range instances {
-		r.want(instance)
+	r, err := newRunner(options, 1)
+	if err != nil {
+		return newResult(), err
 	}
-	err := r.runAll(ctx)
-	return r.result, err
+	r.traced, r.snapshot, r.result.Features = b.traced, b.snapshot, b.Features
+	return share(ctx, r, instances)
 }

@@ -644,5 +644,4 @@ func (w *watch) finish(status verdict.Status, detail string) {
 	if w.OnCase != nil {
 		w.OnCase(*c)
 	}
-	w.report(len(w.unfinished()))
 }

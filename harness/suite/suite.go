@@ -70,17 +70,24 @@ type Options struct {
 	Parameters link.Parameters
 	// Wanted selects the instances to run; nil means all.
 	Wanted func(link.Instance) bool
+	// Machines is how many machines may run at a time, 0 for one. There are fewer
+	// for few cases.
+	Machines int
 	machine.Patience
-	// Progress receives the number of finished cases.
+	// Progress receives the number of finished cases, from one goroutine at a
+	// time.
 	Progress progress.Func
-	// OnCase, if set, is called with every result as it comes.
+	// OnCase, if set, is called with every result as it comes, by one goroutine at
+	// a time.
 	OnCase func(verdict.Case)
-	// Enough, if set, is asked between cases and ends the run with what there is
-	// when it says yes. The cases that did not run have no status then.
+	// Enough, if set, is asked between cases, by one goroutine at a time, and ends
+	// the run with what there is when it says yes. The cases that did not run have
+	// no status then.
 	Enough func() bool
-	// Console receives every console line of every machine, with the marks of
-	// where cases begin.
-	Console io.Writer
+	// Console opens the log of every console line of one machine and of those that
+	// replace it, with the marks of where cases begin. Machines that run at the
+	// same time have one each, counted from 1. Nil keeps none.
+	Console func(number int) (io.Writer, error)
 	// Allowed are the splats that do not count.
 	Allowed []splat.Allowed
 }
@@ -113,17 +120,22 @@ const maxLosses = 3
 // class Infrastructure when machines cannot be had any more. A failed case or a
 // crash is a result, not an error.
 func Run(ctx context.Context, options Options) (*Result, error) {
-	r := &runner{Options: options, result: newResult()}
-	defer r.close()
-	if err := r.boot(ctx); err != nil {
-		return r.result, err
+	first, err := newRunner(options, 1)
+	if err != nil {
+		return newResult(), err
 	}
-	err := r.runAll(ctx)
-	return r.result, err
+	hello, err := first.boot(ctx)
+	defer first.closeSnapshot()
+	if err != nil {
+		first.close()
+		return first.result, err
+	}
+	return share(ctx, first, hello.Instances)
 }
 
 func newResult() *Result { return &Result{Traces: make(map[string]*trace.Record)} }
 
+// runner runs its share of the cases in one machine after the other.
 type runner struct {
 	Options
 	result   *Result
@@ -136,36 +148,52 @@ type runner struct {
 	traced []uint64
 }
 
+// newRunner makes the runner of that number.
+func newRunner(options Options, number int) (*runner, error) {
+	r := &runner{Options: options, result: newResult()}
+	if options.Console != nil {
+		writer, err := options.Console(number)
+		if err != nil {
+			return nil, fault.New(fault.Infrastructure, "console log: %w", err)
+		}
+		r.console.writer = writer
+	}
+	return r, nil
+}
+
+// close ends the machine, if one runs.
 func (r *runner) close() {
 	if r.session != nil {
 		r.session.close()
+		r.session = nil
 	}
+}
+
+func (r *runner) closeSnapshot() {
 	if r.snapshot != nil {
 		r.snapshot.Close()
 	}
 }
 
 // boot starts the first machine, selects the cases and takes the snapshot.
-func (r *runner) boot(ctx context.Context) error {
+func (r *runner) boot(ctx context.Context) (*link.Hello, error) {
 	hello, err := r.reach(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for _, instance := range hello.Instances {
-		if r.Wanted == nil || r.Wanted(instance) {
-			r.want(instance)
-		}
+	all := len(hello.Instances)
+	if r.Wanted != nil {
+		hello.Instances = slices.DeleteFunc(hello.Instances, func(instance link.Instance) bool { return !r.Wanted(instance) })
 	}
-	if len(r.result.Cases) == 0 {
-		return fault.New(fault.Usage, "the suite selection matches none of the %d cases", len(hello.Instances)).
+	if len(hello.Instances) == 0 {
+		return nil, fault.New(fault.Usage, "the suite selection matches none of the %d cases", all).
 			WithAdvice("zcvet run --list shows every case with its checklist ids")
 	}
-	return r.takeSnapshot(ctx)
+	return hello, r.takeSnapshot(ctx)
 }
 
 // reach starts the first machine and waits for its agent.
 func (r *runner) reach(ctx context.Context) (*link.Hello, error) {
-	r.console = consoleLog{writer: r.Console}
 	started := time.Now()
 	s, err := r.open(link.NewConn, func(console func(string)) (VM, error) {
 		return r.Booter.Boot(ctx, console)
@@ -226,7 +254,6 @@ func (r *runner) runAll(ctx context.Context) error {
 	losses := 0
 	for {
 		left := r.unfinished()
-		r.report(len(left))
 		if len(left) == 0 {
 			return r.shutdown(ctx)
 		}
@@ -284,11 +311,6 @@ func (r *runner) batch(left []string) []string {
 		return harmless
 	}
 	return left[:1]
-}
-
-func (r *runner) report(left int) {
-	total := len(r.result.Cases)
-	r.Progress.Report(progress.Update{Done: int64(total - left), Total: int64(total), Unit: progress.Cases})
 }
 
 func (r *runner) find(id string) *verdict.Case {

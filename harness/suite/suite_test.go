@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -258,7 +259,9 @@ func TestConsoleMayBeAhead(t *testing.T) {
 	}
 	lab.behaviour = map[string]behaviour{"a": ahead, "b": ahead}
 	var console bytes.Buffer
-	if _, err := run(t, lab, func(o *suite.Options) { o.Console = &console }); err != nil {
+	if _, err := run(t, lab, func(o *suite.Options) {
+		o.Console = func(int) (io.Writer, error) { return &console, nil }
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(console.String(), "never showed") {
@@ -476,7 +479,9 @@ func TestInterruptKeepsWhatWasFinished(t *testing.T) {
 func TestConsoleLogShowsWhereCasesBegin(t *testing.T) {
 	var console bytes.Buffer
 	lab := &laboratory{instances: []string{"a"}, behaviour: map[string]behaviour{"a": prints(ends("pass", ""), "[    2.0] hello")}}
-	if _, err := run(t, lab, func(o *suite.Options) { o.Console = &console }); err != nil {
+	if _, err := run(t, lab, func(o *suite.Options) {
+		o.Console = func(int) (io.Writer, error) { return &console, nil }
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if want := "[    2.0] hello\n"; !strings.Contains(console.String(), want) || !strings.Contains(console.String(), link.StartMark("a")) {

@@ -161,9 +161,10 @@ func (a *Attempt) suite(prepared *Prepared, booter *rig.Booter, wanted func(link
 			CountsInstructions: a.options.CountInstructions,
 		},
 		Wanted:   wanted,
+		Machines: a.options.machines(),
 		Patience: patience,
 		Progress: step.Progress,
-		Console:  a.directory.Console(),
+		Console:  a.directory.Console,
 		Allowed:  prepared.allowed,
 	}
 }

@@ -161,7 +161,7 @@ func (v *Vetter) laboratory(ctx context.Context, options Options, prepared *Prep
 			ABI: run.Series.ABI, Constant: run.Series.Constant, Seed: options.Seed, TimeScale: patience.Scale,
 		},
 		Patience: patience,
-		Console:  directory.Console(),
+		Console:  directory.Console,
 		Allowed:  prepared.allowed,
 	}
 	wanted, err := suite.Select(options.Suite)

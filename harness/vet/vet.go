@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -59,6 +60,8 @@ type Options struct {
 	// the cases that measure. It goes with the accelerator tcg.
 	CountInstructions bool
 
+	Parallel int // machines at a time, 0 for what suits this computer
+
 	Suite string   // suite.Select explains it
 	Only  []string // narrows Suite to these instances, by id; empty does not
 	Seed  int64
@@ -74,6 +77,22 @@ type Options struct {
 	// seriesFor, if set, makes the directory of the series for the port of the
 	// reference series that fits the kernel; Series only names it then.
 	seriesFor func(port string) (string, error)
+}
+
+// mostMachines is how many machines run at a time unless more are asked for: what
+// is left to win is less than the time to get them ready.
+const mostMachines = 4
+
+// machines is how many machines may run at a time. Those that measure have the
+// computer to themselves.
+func (o *Options) machines() int {
+	switch {
+	case o.CountInstructions:
+		return 1
+	case o.Parallel > 0:
+		return o.Parallel
+	}
+	return min(runtime.NumCPU(), mostMachines)
 }
 
 // Vetter is what the steps share.

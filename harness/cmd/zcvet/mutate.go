@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -48,8 +49,8 @@ fault; the others are those of zcvet run.`,
 	flags.StringVar(&what.Pattern, "mutant", "", "mutants: names, areas (scm, zerocopy) and checklist ids, with * (default all)")
 	flags.StringVar(&options.Suite, "suite", suite.Everything, "cases that may run, as in zcvet run")
 	flags.BoolVar(&what.All, "all", false, "run every case on every mutant and show who else notices")
-	flags.IntVar(&what.Kills, "kills", 3, "failed cases that are enough for a mutant, 0 runs all that cover its ids")
-	flags.IntVar(&what.Parallel, "parallel", 2, "machines at a time")
+	flags.IntVar(&what.Kills, "kills", 2, "failed cases that are enough for a mutant, 0 runs all that cover its ids")
+	flags.IntVar(&what.Parallel, "parallel", 2*runtime.NumCPU(), "machines at a time; those of mutants wait more than they work")
 	flags.StringVar(&options.Out, "out", "", "directory of the results (default a new one in results/, and results/latest)")
 	flags.Int64Var(&options.Seed, "seed", 1, "seed of everything random")
 	flags.BoolVar(&list, "list", false, "list the mutants, and run nothing")

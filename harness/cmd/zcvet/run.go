@@ -53,6 +53,7 @@ func caseFlags(command *cobra.Command, options *vet.Options) {
 	flags.Int64Var(&options.Seed, "seed", 1, "seed of everything random")
 	flags.IntVar(&options.SearchSteps, "search-steps", 0, "operations of each search for a failing sequence (R02), a few hundred by default")
 	flags.DurationVar(&options.SearchBudget, "search-budget", 0, "time of each such search, and of shrinking what it finds (default 1s, more without KVM)")
+	flags.IntVar(&options.Parallel, "parallel", 0, "machines at a time (default one per processor, at most 4)")
 	flags.BoolVar(&options.Policy.Strict, "strict", false, "failures of SHOULD cases fail the run")
 	flags.BoolVar(&options.Policy.ExpectAll, "expect-all", false, "skipped cases fail the run")
 }
@@ -91,6 +92,8 @@ func (a *app) runCommand() *cobra.Command {
 		Args: noArguments,
 		RunE: func(command *cobra.Command, _ []string) error {
 			switch {
+			case options.Parallel < 0:
+				return fault.New(fault.Usage, "--parallel %d: it takes a number from 1", options.Parallel)
 			case options.SearchSteps < 0 || options.SearchBudget < 0:
 				return fault.New(fault.Usage, "--search-steps and --search-budget cannot be negative")
 			case list:
