@@ -44,7 +44,7 @@ func NewPatience(accelerator Accelerator, slowdown float64) Patience {
 	}
 	scaled := func(base time.Duration) time.Duration { return time.Duration(float64(base) * scale) }
 	return Patience{
-		Boot:      scaled(10 * time.Second),
+		Boot:      scaled(20 * time.Second),
 		Silence:   scaled(3 * time.Second),
 		Case:      scaled(10 * time.Second),
 		Suite:     scaled(15 * time.Second),
