@@ -487,7 +487,7 @@ func (w *watch) caseEnd(ctx context.Context, end link.CaseEnd) error {
 	w.session.awaitMark(ctx, end.ID, w.Patience.Backtrace)
 	fresh := end.Tainted &^ w.session.tainted
 	w.session.tainted |= end.Tainted
-	complaints := w.session.fresh()
+	complaints := w.blamePast(c)
 	w.keepTrace(end)
 	w.current = c
 	c.MS = end.Took.Milliseconds()
@@ -529,16 +529,30 @@ func (w *watch) complaint(ctx context.Context) error {
 			return lost("%s", complaint.Title)
 		}
 	}
-	if w.current == nil {
-		// Between two cases: the last one caused it, but has its result already.
-		for _, complaint := range w.keepSplats(w.session) {
-			if c := w.find(complaint.Case); c != nil && c.Status == verdict.Pass {
-				c.Status = verdict.Fail
-				c.Detail = "kernel splat after the case: " + complaint.Title
-			}
-		}
+	if w.current == nil && len(w.blamePast(nil)) == 0 {
+		w.keepSplats(w.session)
 	}
 	return nil
+}
+
+// blamePast fails the cases that had passed before the kernel complained of what
+// they did, and returns the complaints about a case that is still to end: the one
+// given, or one that the console has shown and the link has not.
+func (w *watch) blamePast(ending *verdict.Case) []splat.Splat {
+	return slices.DeleteFunc(w.session.fresh(), func(complaint splat.Splat) bool {
+		c := w.find(complaint.Case)
+		if c == nil {
+			return ending == nil
+		}
+		if c == ending || c.Status == "" {
+			return false
+		}
+		if c.Status == verdict.Pass {
+			c.Status = verdict.Fail
+			c.Detail = "kernel splat after the case: " + complaint.Title
+		}
+		return true
+	})
 }
 
 // crashed gives the status crash to the case that a fatal splat belongs to, and
