@@ -160,7 +160,14 @@ func (d directBoot) arguments() []string {
 	return arguments
 }
 
-func (directBoot) parameters() []string { return nil }
+func (d directBoot) parameters() []string {
+	if d.initramfs == "" {
+		return nil
+	}
+	// Giving the memory of the archive back means to fill it first, page by page:
+	// a tenth of the time that a boot takes under emulation, for ten megabytes.
+	return []string{"retain_initrd"}
+}
 
 // exitOnPanic ends the machine when the kernel dies: the kernel resets at once
 // and QEMU takes a reset as its end. An oops alone does not: the run goes on to

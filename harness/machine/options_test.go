@@ -54,7 +54,7 @@ func TestOptions(t *testing.T) {
 			"kernel and initramfs",
 			directBoot{kernel: "vmlinux", initramfs: "init.cpio"},
 			[]string{"-kernel", "vmlinux", "-initrd", "init.cpio"},
-			nil,
+			[]string{"retain_initrd"},
 		},
 		{
 			"console",
