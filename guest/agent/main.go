@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +15,7 @@ import (
 	"github.com/zcvet/zcvet/guest/debugfs"
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
+	"github.com/zcvet/zcvet/guest/processor"
 )
 
 // ShellMode is the argument with which PID 1 starts an interactive shell instead
@@ -23,8 +25,13 @@ const ShellMode = "shell"
 // exitUsage is the exit code of an agent that was started the wrong way.
 const exitUsage = 2
 
+// garbagePercent lets the heap grow to five times of what is in use, which is a
+// few megabytes, before memory is collected: the guest has memory, and little time.
+const garbagePercent = 400
+
 // Main is the agent's main function: it returns the exit code, if it returns.
 func Main(arguments []string) int {
+	debug.SetGCPercent(garbagePercent)
 	mode := ""
 	if len(arguments) > 1 {
 		mode = arguments[1]
@@ -106,6 +113,9 @@ func dynamicLoader() (bool, error) {
 // initialise is the life of PID 1 between start and power-off.
 func initialise(s system) error {
 	if err := boot(s); err != nil {
+		return err
+	}
+	if err := processor.Confine(); err != nil {
 		return err
 	}
 	port, err := openPort(portClass, link.PortName, portPatience)

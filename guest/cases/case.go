@@ -124,6 +124,9 @@ type Case struct {
 	// at all, such as a partial send on UDP. It is asked while instances are
 	// listed, so it may look at nothing but its arguments.
 	Skip func(Instance) bool
+	// Concurrent says that the case is about what happens at the same time: it
+	// runs on all processors. The others have one, which is quicker.
+	Concurrent bool
 	// Leaks is why the case leaves sockets, pages or charged memory behind; one
 	// without it fails if it does.
 	Leaks string

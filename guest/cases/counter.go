@@ -526,10 +526,11 @@ var childSends = child("counter-sends", func(files []int) error {
 })
 
 var _ = add(Case{
-	Name:   "counter/shared-by-threads",
-	Doc:    "threads that send on one socket get ids without gap or duplicate",
-	Covers: []string{"Z17", "Z30"},
-	Axes:   EveryProtocol,
+	Name:       "counter/shared-by-threads",
+	Concurrent: true,
+	Doc:        "threads that send on one socket get ids without gap or duplicate",
+	Covers:     []string{"Z17", "Z30"},
+	Axes:       EveryProtocol,
 }, func(t *T) {
 	pair := t.Pair()
 	const threads, each, length = 4, 32, 512

@@ -116,10 +116,11 @@ var (
 )
 
 var _ = add(Case{
-	Name:   "poll/sleepers-are-woken",
-	Doc:    "a notification wakes those who sleep in poll and in epoll, and of exclusive waiters at least one",
-	Covers: []string{"Z40", "Z41"},
-	Axes:   OnNIC,
+	Name:       "poll/sleepers-are-woken",
+	Concurrent: true,
+	Doc:        "a notification wakes those who sleep in poll and in epoll, and of exclusive waiters at least one",
+	Covers:     []string{"Z40", "Z41"},
+	Axes:       OnNIC,
 }, func(t *T) {
 	pair := t.Pair(noDelay)
 	send := func() {

@@ -287,12 +287,13 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:    "scm/two-threads",
-	Doc:     "a thread that reads by control messages and one that reads the error queue together get every notification exactly once",
-	Covers:  []string{"N04", "Z17", "Z30"},
-	Axes:    CopiedAndNot,
-	Needs:   scm,
-	In32Bit: true,
+	Name:       "scm/two-threads",
+	Concurrent: true,
+	Doc:        "a thread that reads by control messages and one that reads the error queue together get every notification exactly once",
+	Covers:     []string{"N04", "Z17", "Z30"},
+	Axes:       CopiedAndNot,
+	Needs:      scm,
+	In32Bit:    true,
 }, func(t *T) {
 	const sends = 300
 	pair := t.Pair(noDelay)

@@ -18,11 +18,12 @@ import (
 )
 
 var _ = add(Case{
-	Name:   "scm/many-threads",
-	Doc:    "threads that send with requests and threads that read the error queue, all on one socket, get every notification exactly once",
-	Covers: []string{"N04", "Z17", "Z30"},
-	Axes:   CopiedAndNot,
-	Needs:  scm,
+	Name:       "scm/many-threads",
+	Concurrent: true,
+	Doc:        "threads that send with requests and threads that read the error queue, all on one socket, get every notification exactly once",
+	Covers:     []string{"N04", "Z17", "Z30"},
+	Axes:       CopiedAndNot,
+	Needs:      scm,
 }, func(t *T) {
 	const threads, sends = 3, 60
 	pair := t.Pair(noDelay)
@@ -109,11 +110,12 @@ var childReads = child("scm-reads-error-queue", func(files []int) error {
 })
 
 var _ = add(Case{
-	Name:   "scm/two-processes",
-	Doc:    "a process that reads by control messages and another that reads the error queue of the same socket get every notification exactly once",
-	Covers: []string{"N04", "Z17", "Z30"},
-	Axes:   CopiedAndNot,
-	Needs:  scm,
+	Name:       "scm/two-processes",
+	Concurrent: true,
+	Doc:        "a process that reads by control messages and another that reads the error queue of the same socket get every notification exactly once",
+	Covers:     []string{"N04", "Z17", "Z30"},
+	Axes:       CopiedAndNot,
+	Needs:      scm,
 }, func(t *T) {
 	const sends = 200
 	pair := t.Pair(noDelay)

@@ -145,11 +145,12 @@ func blockSends(t *T, q *Queue) (taken []int, release func()) {
 func init() {
 	for _, carrier := range carriers {
 		add(Case{
-			Name:   "scm/io-uring/" + carrier.name,
-			Doc:    "a request for notifications that io_uring carries is answered in the caller's control buffer, or refused with nothing read",
-			Covers: []string{"N13", "N16"},
-			Axes:   CopiedAndNot,
-			Needs:  carrier.needs(),
+			Name:       "scm/io-uring/" + carrier.name,
+			Concurrent: true,
+			Doc:        "a request for notifications that io_uring carries is answered in the caller's control buffer, or refused with nothing read",
+			Covers:     []string{"N13", "N16"},
+			Axes:       CopiedAndNot,
+			Needs:      carrier.needs(),
 		}, func(t *T) {
 			queue := t.NewQueue()
 			queue.Fill(3)
@@ -167,11 +168,12 @@ func init() {
 		})
 
 		add(Case{
-			Name:   "scm/io-uring-waits/" + carrier.name,
-			Doc:    "a request for notifications whose send has to wait is answered when it goes on, in its own control buffer, and none is lost",
-			Covers: []string{"N13", "N10"},
-			Axes:   OnNIC,
-			Needs:  carrier.needs(),
+			Name:       "scm/io-uring-waits/" + carrier.name,
+			Concurrent: true,
+			Doc:        "a request for notifications whose send has to wait is answered when it goes on, in its own control buffer, and none is lost",
+			Covers:     []string{"N13", "N10"},
+			Axes:       OnNIC,
+			Needs:      carrier.needs(),
 		}, func(t *T) {
 			queue := t.NewQueue(smallSendBuffer)
 			queue.Fill(3)
@@ -198,11 +200,12 @@ func init() {
 }
 
 var _ = add(Case{
-	Name:   "scm/io-uring-chain",
-	Doc:    "linked requests for notifications are answered one after the other, each in its own control buffer, none twice",
-	Covers: []string{"N13"},
-	Axes:   CopiedAndNot,
-	Needs:  []string{SCMNotification, FeatureIOURing},
+	Name:       "scm/io-uring-chain",
+	Concurrent: true,
+	Doc:        "linked requests for notifications are answered one after the other, each in its own control buffer, none twice",
+	Covers:     []string{"N13"},
+	Axes:       CopiedAndNot,
+	Needs:      []string{SCMNotification, FeatureIOURing},
 }, func(t *T) {
 	queue := t.NewQueue()
 	queue.Fill(4)
@@ -238,11 +241,12 @@ func init() {
 			continue
 		}
 		add(Case{
-			Name:   "scm/io-uring-in-parts/" + carrier.name,
-			Doc:    "a request for notifications whose data goes out in several parts (MSG_WAITALL) returns each notification once, however often the kernel comes back to it",
-			Covers: []string{"N13", "N10"},
-			Axes:   OnNIC.For(TCP),
-			Needs:  carrier.needs(),
+			Name:       "scm/io-uring-in-parts/" + carrier.name,
+			Concurrent: true,
+			Doc:        "a request for notifications whose data goes out in several parts (MSG_WAITALL) returns each notification once, however often the kernel comes back to it",
+			Covers:     []string{"N13", "N10"},
+			Axes:       OnNIC.For(TCP),
+			Needs:      carrier.needs(),
 		}, func(t *T) {
 			queue := t.NewQueue(SetOption(unix.SOL_SOCKET, unix.SO_SNDBUF, 64<<10))
 			queue.Fill(4)
@@ -316,11 +320,12 @@ func (s *Socket) expectStream(want []byte) {
 }
 
 var _ = add(Case{
-	Name:   "scm/io-uring-cancelled",
-	Doc:    "a request for notifications that is cancelled while its send waits loses none",
-	Covers: []string{"N13", "N10"},
-	Axes:   OnNIC,
-	Needs:  []string{SCMNotification, FeatureIOURing},
+	Name:       "scm/io-uring-cancelled",
+	Concurrent: true,
+	Doc:        "a request for notifications that is cancelled while its send waits loses none",
+	Covers:     []string{"N13", "N10"},
+	Axes:       OnNIC,
+	Needs:      []string{SCMNotification, FeatureIOURing},
 }, func(t *T) {
 	queue := t.NewQueue(smallSendBuffer)
 	queue.Fill(3)
@@ -344,11 +349,12 @@ var _ = add(Case{
 })
 
 var _ = add(Case{
-	Name:   "scm/io-uring-fault",
-	Doc:    "an answer that io_uring cannot write loses no notification, and the request does not fail after the data went out",
-	Covers: []string{"N13", "N11"},
-	Axes:   CopiedAndNot,
-	Needs:  []string{SCMNotification, FeatureIOURing},
+	Name:       "scm/io-uring-fault",
+	Concurrent: true,
+	Doc:        "an answer that io_uring cannot write loses no notification, and the request does not fail after the data went out",
+	Covers:     []string{"N13", "N11"},
+	Axes:       CopiedAndNot,
+	Needs:      []string{SCMNotification, FeatureIOURing},
 }, func(t *T) {
 	for _, carrier := range carriers[:2] {
 		queue := t.NewQueue()

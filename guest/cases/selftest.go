@@ -93,10 +93,11 @@ var selftestModes = []selftestMode{
 func init() {
 	for _, mode := range selftestModes {
 		add(Case{
-			Name:   "selftest/" + mode.name,
-			Doc:    "the tree's selftest passes over both families " + mode.doc,
-			Covers: []string{"R01"},
-			Axes:   Axes{Protos: mode.protos, Links: []network.Link{network.Loopback, network.NIC}},
+			Name:       "selftest/" + mode.name,
+			Concurrent: true,
+			Doc:        "the tree's selftest passes over both families " + mode.doc,
+			Covers:     []string{"R01"},
+			Axes:       Axes{Protos: mode.protos, Links: []network.Link{network.Loopback, network.NIC}},
 		}, func(t *T) {
 			requireSelftest(t)
 			// As its script does: a send that finds no option memory ends it.

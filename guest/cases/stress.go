@@ -49,11 +49,12 @@ func armFailures(t *T) {
 const mostFailures = 300
 
 var _ = add(Case{
-	Name:   "stress/each-failure",
-	Doc:    "whichever allocation or copy of a send fails, a failed send takes no id and leaves every notification queued, and one that succeeds all the same is notified",
-	Covers: []string{"R03", "N10", "N11", "Z11", "Z30"},
-	Axes:   CopiedAndNot,
-	Needs:  []string{FaultInjection},
+	Name:       "stress/each-failure",
+	Concurrent: true,
+	Doc:        "whichever allocation or copy of a send fails, a failed send takes no id and leaves every notification queued, and one that succeeds all the same is notified",
+	Covers:     []string{"R03", "N10", "N11", "Z11", "Z30"},
+	Axes:       CopiedAndNot,
+	Needs:      []string{FaultInjection},
 }, func(t *T) {
 	armFailures(t)
 	injector, err := notify.OpenInjector()
@@ -184,10 +185,11 @@ const (
 )
 
 var _ = add(Case{
-	Name:   "stress/threads",
-	Doc:    "threads that send on shared sockets and read notifications both ways, with failures in their calls where the kernel can inject them: each send is notified exactly once",
-	Covers: []string{"R03", "N04", "Z17", "Z30"},
-	Axes:   CopiedAndNot,
+	Name:       "stress/threads",
+	Concurrent: true,
+	Doc:        "threads that send on shared sockets and read notifications both ways, with failures in their calls where the kernel can inject them: each send is notified exactly once",
+	Covers:     []string{"R03", "N04", "Z17", "Z30"},
+	Axes:       CopiedAndNot,
 }, func(t *T) {
 	inject := t.environment.feature(FaultInjection) == nil
 	if inject {

@@ -19,6 +19,7 @@ import (
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/nic"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/processor"
 	"github.com/zcvet/zcvet/guest/sys"
 	"github.com/zcvet/zcvet/guest/trace"
 )
@@ -134,7 +135,7 @@ type T struct {
 	unblocks []func()
 	cleanups []func()
 	dumps    []func()
-	helpers  []string
+	helpers  []uintptr // where they called Helper
 	sockets  []*Socket
 	// own is the network of the case's own, if it has one.
 	own *network.Network
@@ -148,6 +149,7 @@ type T struct {
 // did, newest first. Nothing of the case may be left after that.
 func (t *T) runAndCleanUp() {
 	before := t.countLeaks()
+	t.protect(t.takeProcessors)
 	t.protect(func() { t.Case.run(t) })
 	for _, unblock := range t.unblocks {
 		t.protect(unblock)
@@ -165,6 +167,16 @@ func (t *T) runAndCleanUp() {
 		t.protect(cleanup)
 	}
 	t.protect(func() { t.expectNoLeaks(before) })
+}
+
+// takeProcessors gives a case all processors if it is about what they do to each
+// other.
+func (t *T) takeProcessors() {
+	if !t.Case.Concurrent {
+		return
+	}
+	t.Cleanup(func() { t.Check(processor.Confine(), "give the processors back") })
+	t.Check(processor.Spread(), "take all processors")
 }
 
 // protect runs f and turns a panic into a failure. Fatalf and Skipf leave f by a
@@ -290,11 +302,10 @@ func (t *T) Helper() {
 	if runtime.Callers(2, counter[:]) == 0 {
 		return
 	}
-	frame, _ := runtime.CallersFrames(counter[:]).Next()
 	t.lock.Lock()
 	defer t.lock.Unlock()
-	if !slices.Contains(t.helpers, frame.Function) {
-		t.helpers = append(t.helpers, frame.Function)
+	if !slices.Contains(t.helpers, counter[0]) {
+		t.helpers = append(t.helpers, counter[0])
 	}
 }
 
@@ -384,20 +395,31 @@ func (t *T) record(message string) {
 func (t *T) caller() string {
 	var counters [16]uintptr
 	frames := runtime.CallersFrames(counters[:runtime.Callers(3, counters[:])])
-	t.lock.Lock()
-	defer t.lock.Unlock()
+	helpers := t.helperNames()
 	for {
 		frame, more := frames.Next()
 		if frame.PC == 0 {
 			return ""
 		}
-		if !slices.Contains(t.helpers, frame.Function) {
+		if !slices.Contains(helpers, frame.Function) {
 			return fmt.Sprintf("%s:%d: ", filepath.Base(frame.File), frame.Line)
 		}
 		if !more {
 			return ""
 		}
 	}
+}
+
+// helperNames names the functions that called Helper. Only a failure needs them.
+func (t *T) helperNames() []string {
+	t.lock.Lock()
+	defer t.lock.Unlock()
+	var names []string
+	for _, counter := range t.helpers {
+		frame, _ := runtime.CallersFrames([]uintptr{counter}).Next()
+		names = append(names, frame.Function)
+	}
+	return names
 }
 
 func (t *T) result() Result {

@@ -32,6 +32,7 @@ import (
 
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/notify"
+	"github.com/zcvet/zcvet/guest/processor"
 )
 
 // Counters are open files of /proc, each read from its beginning again and
@@ -240,22 +241,26 @@ func FlushBatches() error {
 	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
 		return fmt.Errorf("sched_getaffinity: %w", err)
 	}
+	every, err := processor.Every()
+	if err != nil {
+		return err
+	}
 	defer func() { _ = unix.SchedSetaffinity(0, &allowed) }()
 	page, err := unix.Mmap(-1, 0, notify.PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return fmt.Errorf("mmap: %w", err)
 	}
 	defer func() { _ = unix.Munmap(page) }()
-	for processor := range int(unsafe.Sizeof(allowed)) * 8 {
-		if !allowed.IsSet(processor) {
+	for number := range int(unsafe.Sizeof(*every)) * 8 {
+		if !every.IsSet(number) {
 			continue
 		}
 		var one unix.CPUSet
-		one.Set(processor)
+		one.Set(number)
 		// Locking memory flushes the batches of the processor it runs on
 		// (mlock_vma_pages_range), in every kernel since 5.18.
 		if err := errors.Join(unix.SchedSetaffinity(0, &one), unix.Mlock(page), unix.Munlock(page)); err != nil {
-			return fmt.Errorf("flush the batches of processor %d: %w", processor, err)
+			return fmt.Errorf("flush the batches of processor %d: %w", number, err)
 		}
 	}
 	return nil
