@@ -359,6 +359,38 @@ var _ = add(Case{
 	Axes:   Everywhere.For(UDP),
 	Needs:  scm,
 }, func(t *T) {
+	sender, edges := t.requestAcrossNetworkError()
+	if !edges.Take() {
+		t.Errorf("an ICMP error became the head of the queue without an EPOLLERR edge: whoever waits for it sleeps")
+	}
+	left := sender.Drain()
+	if len(left) != 1 || left[0].Errno != uint32(unix.ECONNREFUSED) {
+		t.Errorf("the ICMP error was expected to stay in the queue, left is %v", left)
+	}
+})
+
+var _ = add(Case{
+	Name:   "scm/network-error-is-due",
+	Doc:    "an ICMP error that gets to the head of the queue is the socket's pending error, as it is when the error queue is read",
+	Covers: []string{"N05"},
+	Level:  Should,
+	Axes:   Everywhere.For(UDP),
+	Needs:  scm,
+}, func(t *T) {
+	sender, _ := t.requestAcrossNetworkError()
+	value, err := sys.GetsockoptInt(sender.FD, unix.SOL_SOCKET, unix.SO_ERROR)
+	t.Check(err, "SO_ERROR")
+	if unix.Errno(value) != unix.ECONNREFUSED {
+		t.Errorf("SO_ERROR was expected to be ECONNREFUSED, it is %d: an application that sees errors in its sends, and reads the queue for notifications only, misses the ICMP error now that sendmsg reads them", value)
+	}
+	sender.Drain()
+})
+
+// requestAcrossNetworkError sends a request with an ICMP error between the two
+// notifications that answer it, so that the error becomes the head of the queue.
+// It returns the sender and the edges of its queue since. It ends the case.
+func (t *T) requestAcrossNetworkError() (*Socket, *ErrorEdges) {
+	t.Helper()
 	profile := t.Profile()
 	level, option := unix.SOL_IP, unix.IP_RECVERR
 	if t.Family == network.IPv6 {
@@ -403,14 +435,8 @@ var _ = add(Case{
 	entries, err := profile.Decode(control)
 	t.Check(err, "answer to a request")
 	expectRanges(t, entries, "[0,0] [1,1]", "one on each side of the ICMP error")
-	if !edges.Take() {
-		t.Errorf("an ICMP error became the head of the queue without an EPOLLERR edge: whoever waits for it sleeps")
-	}
-	left := sender.Drain()
-	if len(left) != 1 || left[0].Errno != uint32(unix.ECONNREFUSED) {
-		t.Errorf("the ICMP error was expected to stay in the queue, left is %v", left)
-	}
-})
+	return sender, edges
+}
 
 // takePendingError waits until SO_ERROR holds ECONNREFUSED and takes it, so that
 // the next send does not report it. It ends the case.
