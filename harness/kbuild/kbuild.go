@@ -210,12 +210,13 @@ func newBuilder(ctx context.Context, t *tree.Tree, set *kconfig.Set, options Opt
 		return nil, err
 	}
 	return &builder{
-		options:   options,
-		tree:      t,
-		set:       set,
-		version:   version,
-		tools:     tools,
-		id:        identity(t.ID, string(set.Config(version)), tools.Compiler, tools.Linker, recipe),
+		options: options,
+		tree:    t,
+		set:     set,
+		version: version,
+		tools:   tools,
+		id: identity(slices.Concat(
+			[]string{t.ID, string(set.Config(version)), tools.Compiler, tools.Linker, recipe}, set.Needs().Make)...),
 		workspace: workspace{pristine: t.Kernel.Dir},
 	}, nil
 }
@@ -309,6 +310,7 @@ func (b *builder) variables() []string {
 		"KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970",
 		"LOCALVERSION=",
 	}
+	variables = append(variables, b.set.Needs().Make...)
 	if b.tools.CCache {
 		variables = append(variables, "CC=ccache gcc", "HOSTCC=ccache gcc")
 	}
