@@ -143,7 +143,7 @@ func TestNeeds(t *testing.T) {
 	}{
 		{"default", kconfig.Needs{Slowdown: 1}},
 		{"coverage", kconfig.Needs{Slowdown: 1, Coverage: true}},
-		{"debug", kconfig.Needs{Slowdown: 4, Memory: 768, Parameters: []string{"kasan_multi_shot"}}},
+		{"debug", kconfig.Needs{Slowdown: 4, Memory: 768, Parameters: []string{"kasan_multi_shot"}, Make: []string{"KASAN_SANITIZE_string.o=n"}}},
 		{"debug," + own, kconfig.Needs{Slowdown: 4, Memory: 512, Coverage: true}},
 		{"default," + own, kconfig.Needs{Slowdown: 4, Coverage: true}},
 	} {
