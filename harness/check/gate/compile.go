@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -18,6 +19,7 @@ import (
 	"github.com/zcvet/zcvet/harness/check"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/kbuild"
+	"github.com/zcvet/zcvet/harness/tree"
 	"github.com/zcvet/zcvet/kconfig"
 )
 
@@ -190,44 +192,91 @@ func toolVersion(ctx context.Context, name string, w way) (string, error) {
 	return line, nil
 }
 
-// bothSides compiles in all ways before the patch, and then in all ways after it:
-// going back and forth would have make compile everything each time.
+// bothSides compiles the tree after the patch in all ways, and then, of the tree
+// before it, the files that have something to say: what says nothing says nothing
+// new. A series that changes a common header has hundreds of files compiled once
+// for each patch, and not twice for the first.
 func (p *patchWalk) bothSides(ctx context.Context, ways []way, targets func(way) []string) (map[string]*compiled, error) {
 	done := map[string]*compiled{}
 	for _, w := range ways {
-		done[w.variant.Name] = &compiled{}
-	}
-	for _, side := range []string{"before", "after"} {
-		for _, w := range ways {
-			t := p.before
-			if side == "after" {
-				t = p.after
-			}
-			c := done[w.variant.Name]
-			step := p.UI.Step("compile")
-			began := time.Now()
-			result, err := kbuild.Compile(ctx, t, w.variant, targets(w), kbuild.Options{Cache: p.Cache, Progress: step.Progress, Log: p.Log, Jobs: p.Jobs})
-			c.took += time.Since(began)
-			switch {
-			case fault.Of(err) == fault.Build:
-				step.Done("%s the patch, %s: %v", side, w.variant.Name, err)
-				c.err = err
-			case err != nil:
-				step.Fail(err)
-				return nil, err
-			case result.Compiled > 0:
-				step.Done("%s the patch, %s: %d objects", side, w.variant.Name, result.Compiled)
-			default:
-				step.Done("")
-			}
-			if side == "before" {
-				c.before = result
-			} else {
-				c.after = result
-			}
+		c := &compiled{before: &kbuild.Compilation{}}
+		done[w.variant.Name] = c
+		began := time.Now()
+		var err error
+		if c.after, err = p.compileTree(ctx, "after", p.after, w, targets(w)); fault.Of(err) == fault.Build {
+			c.err = err
+		} else if err != nil {
+			return nil, err
 		}
+		c.took = time.Since(began)
+	}
+	for _, w := range ways {
+		c := done[w.variant.Name]
+		if c.err != nil {
+			continue
+		}
+		again := talkative(c.after)
+		if c.after.Failed {
+			again = targets(w) // what failed need not have said so in its own name
+		}
+		if len(again) == 0 {
+			continue
+		}
+		began := time.Now()
+		before, err := p.compileTree(ctx, "before", p.before, w, again)
+		switch {
+		case fault.Of(err) == fault.Build:
+			// It was broken before: everything that is said now is new.
+		case err != nil:
+			return nil, err
+		default:
+			c.before = before
+		}
+		c.took += time.Since(began)
 	}
 	return done, nil
+}
+
+// compileTree compiles targets of one side.
+func (p *patchWalk) compileTree(ctx context.Context, side string, t *tree.Tree, w way, targets []string) (*kbuild.Compilation, error) {
+	step := p.UI.Step("compile")
+	result, err := kbuild.Compile(ctx, t, w.variant, targets, kbuild.Options{Cache: p.Cache, Progress: step.Progress, Log: p.Log, Jobs: p.Jobs})
+	switch {
+	case fault.Of(err) == fault.Build:
+		step.Done("%s the patch, %s: %v", side, w.variant.Name, err)
+		return nil, err
+	case err != nil:
+		step.Fail(err)
+		return nil, err
+	case result.Compiled > 0:
+		step.Done("%s the patch, %s: %d objects", side, w.variant.Name, result.Compiled)
+	default:
+		step.Done("")
+	}
+	// Of other files it is known what was said when they were compiled last, with
+	// another series perhaps.
+	maps.DeleteFunc(result.Said, func(unit string, _ kbuild.Said) bool { return !isAmong(unit, targets) })
+	return result, nil
+}
+
+// isAmong tells whether a file, named without its extension, is compiled for
+// targets.
+func isAmong(unit string, targets []string) bool {
+	return slices.ContainsFunc(targets, func(target string) bool {
+		return unit+".o" == target || strings.HasSuffix(target, "/") && strings.HasPrefix(unit, target)
+	})
+}
+
+// talkative lists the objects about which something was said.
+func talkative(c *kbuild.Compilation) []string {
+	var objects []string
+	for unit, said := range c.Said {
+		if len(complaints(said.Compiler))+len(complaints(said.Sparse)) > 0 {
+			objects = append(objects, unit+".o")
+		}
+	}
+	slices.Sort(objects)
+	return objects
 }
 
 // judge compares both sides.

@@ -111,6 +111,29 @@ func TestJudgeCompilation(t *testing.T) {
 	}
 }
 
+func TestTalkative(t *testing.T) {
+	c := &kbuild.Compilation{Said: map[string]kbuild.Said{
+		"net/core/sock":   {Compiler: []string{"net/core/sock.c:1:2: warning: unused variable 'a' [-Wunused-variable]"}},
+		"net/core/dev":    {Sparse: []string{"net/core/dev.c:1:2: warning: symbol 'a' was not declared. Should it be static?"}},
+		"net/core/skbuff": {Compiler: []string{"ccache: a remark of the tool"}},
+		"net/core/filter": {},
+	}}
+	if d := cmp.Diff([]string{"net/core/dev.o", "net/core/sock.o"}, talkative(c)); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+func TestIsAmong(t *testing.T) {
+	targets := []string{"net/core/", "net/socket.o"}
+	for unit, want := range map[string]bool{
+		"net/core/sock": true, "net/core/sub/a": true, "net/socket": true, "net/compat": false, "net/core": false, "net/core2/a": false,
+	} {
+		if got := isAmong(unit, targets); got != want {
+			t.Errorf("%s: %v", unit, got)
+		}
+	}
+}
+
 func TestEachCountsTheMessageOfAHeaderOnce(t *testing.T) {
 	header := check.Message{File: "include/net/sock.h", Line: 4, Text: "warning: x"}
 	source := check.Message{File: "include/net/a.h", Line: 4, Text: "warning: x"}
