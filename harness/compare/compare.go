@@ -38,8 +38,9 @@ type Comparison struct {
 
 // Column is one kernel that was compared.
 type Column struct {
-	// Name heads the column: what the user gave, "base" or "lore:v7", or
-	// "patch 2" for a series that is cut after its second patch.
+	// Name heads the column: what the user gave, "base" or "lore:v7", without the
+	// directory where that is not needed, or "patch 2" for a series that is cut
+	// after its second patch.
 	Name string `json:"name"`
 	// Directory holds the run's own results (run.json and the rest), relative
 	// to compare.json, with slashes.
@@ -56,9 +57,10 @@ type Column struct {
 	Series verdict.Series `json:"series"`
 	Totals verdict.Totals `json:"totals"`
 	Splats int            `json:"splats"`
-	// CacheHits is how many of the objects that had to be made again came from
-	// ccache.
-	CacheHits int `json:"ccache_hits"`
+	// CacheHits is how many of the compilations ccache had, CacheMisses how many
+	// it did not: those that took a compiler. The build's own tools count too.
+	CacheHits   int `json:"ccache_hits"`
+	CacheMisses int `json:"ccache_misses"`
 	// PrepareSeconds is what it took to apply, build and pack; RunSeconds is the
 	// time from power-on to the end of the cases.
 	PrepareSeconds float64 `json:"prepare_seconds"`

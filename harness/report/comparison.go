@@ -222,7 +222,7 @@ func ColumnTable(c *compare.Comparison) [][]string {
 		case column.Kernel.Cached:
 			return "cached"
 		case column.CacheHits > 0:
-			return fmt.Sprintf("%d objects, %d by ccache", column.Kernel.Objects, column.CacheHits)
+			return fmt.Sprintf("%d objects, %d not in ccache", column.Kernel.Objects, column.CacheMisses)
 		}
 		return fmt.Sprintf("%d objects", column.Kernel.Objects)
 	})

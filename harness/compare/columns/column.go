@@ -8,6 +8,7 @@ package columns
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 
@@ -64,7 +65,30 @@ func Parse(words []string) ([]Column, error) {
 		}
 		columns = append(columns, column)
 	}
+	shorten(columns)
 	return columns, nil
+}
+
+// shorten names columns of files and directories by the last part of the path, where
+// that tells them apart.
+func shorten(columns []Column) {
+	given := map[string]map[string]bool{} // what the user gave, by short name
+	short := make([]string, len(columns))
+	for i, column := range columns {
+		short[i] = column.Name
+		if _, err := os.Stat(column.Series); err == nil && column.Series != Base {
+			short[i] = filepath.Base(column.Name)
+		}
+		if given[short[i]] == nil {
+			given[short[i]] = map[string]bool{}
+		}
+		given[short[i]][column.Name] = true
+	}
+	for i := range columns {
+		if len(given[short[i]]) == 1 && short[i] != Base {
+			columns[i].Name = short[i]
+		}
+	}
 }
 
 // EachPatch makes a column of every patch of a series: the kernel with the series

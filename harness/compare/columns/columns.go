@@ -214,6 +214,7 @@ func (c *column) describe(preparing time.Duration) {
 	about.PrepareSeconds = preparing.Seconds()
 	if c.prepared != nil && !run.Kernel.Cached {
 		about.CacheHits = c.prepared.Kernel.CacheHits
+		about.CacheMisses = c.prepared.Kernel.CacheLookups - c.prepared.Kernel.CacheHits
 	}
 }
 

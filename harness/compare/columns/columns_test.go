@@ -93,7 +93,7 @@ func (a *attempt) Prepare(context.Context) (*vet.Prepared, error) {
 		a.fake.t.Fatal(err)
 	}
 	a.run.Kernel = verdict.Kernel{ID: a.kernel.binary, Objects: 3}
-	return &vet.Prepared{Kernel: &kbuild.Kernel{Boot: boot, CacheHits: 2}}, nil
+	return &vet.Prepared{Kernel: &kbuild.Kernel{Boot: boot, CacheHits: 2, CacheLookups: 3}}, nil
 }
 
 func (a *attempt) Use(*vet.Prepared) { a.did("use %s", a.name()) }
@@ -195,7 +195,7 @@ func TestRunsEachColumnAndRepeatsWhatDiffers(t *testing.T) {
 		t.Errorf("exit %+v", c.Exit)
 	}
 	column := c.Columns[1]
-	if column.Repeated != 3 || column.Directory != "2-v1" || column.RepeatDirectory != "2-v1-again" || column.CacheHits != 2 || column.Kernel.Objects != 3 {
+	if column.Repeated != 3 || column.Directory != "2-v1" || column.RepeatDirectory != "2-v1-again" || column.CacheHits != 2 || column.CacheMisses != 1 || column.Kernel.Objects != 3 {
 		t.Errorf("column %+v", column)
 	}
 
@@ -347,6 +347,22 @@ func TestParse(t *testing.T) {
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("columns (-want +got):\n%s", d)
+	}
+	for _, dir := range []string{"sent/v1", "sent/v2", "other/v2"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err = columns.Parse([]string{"base", "sent/v1", "sent/v1", "./mine@2", "sent/v2", "other/v2", "lore:v1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, column := range got {
+		names = append(names, column.Name)
+	}
+	if d := cmp.Diff([]string{"base", "v1", "v1", "mine@2", "sent/v2", "other/v2", "lore:v1"}, names); d != "" {
+		t.Errorf("names (-want +got):\n%s", d)
 	}
 	for _, words := range [][]string{nil, {"base"}, {"base", ""}, {"base", "mine@0"}} {
 		if _, err := columns.Parse(words); fault.Of(err) != fault.Usage {

@@ -105,7 +105,7 @@ func joined(outcomes []compare.Outcome, names ...string) *compare.Comparison {
 		run := outcome.Run
 		column := compare.Column{
 			Name: names[i], Directory: names[i], Binary: run.Kernel.ID, Kernel: run.Kernel, Series: run.Series, Totals: run.Totals,
-			Splats: len(run.Splats), CacheHits: 31, PrepareSeconds: 48.1, RunSeconds: 21.7, Exit: run.Exit,
+			Splats: len(run.Splats), CacheHits: 31, CacheMisses: 3, PrepareSeconds: 48.1, RunSeconds: 21.7, Exit: run.Exit,
 		}
 		if outcome.Again != nil {
 			column.Repeated = len(outcome.Again.Cases)
