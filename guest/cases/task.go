@@ -15,6 +15,8 @@ import (
 
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
+	"github.com/zcvet/zcvet/guest/sys"
+	"github.com/zcvet/zcvet/guest/trace"
 )
 
 // TaskMode is the argument that makes the agent run one case and end. It is how
@@ -78,6 +80,7 @@ func (t *T) runTask(instance Instance) {
 	t.Helper()
 	order, err := json.Marshal(taskOrder{Instance: instance.ID(), Parameters: t.Parameters})
 	t.Check(err, "order for a 32-bit task")
+	sys.Recorder().Mark(trace.Child, nil, "a 32-bit task")
 	var answer, complaints bytes.Buffer
 	command := exec.Command(Agent32, TaskMode, string(order))
 	command.Stdout, command.Stderr = &answer, &complaints

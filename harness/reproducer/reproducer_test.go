@@ -225,6 +225,22 @@ var programs = map[string]func(t *testing.T) (reproducer.About, *trace.Record){
 		s.Mark(trace.Failure, nil, "EFAULT took an id")
 		return about(verdict.Fail), s.record()
 	},
+	"fault": func(t *testing.T) (reproducer.About, *trace.Record) {
+		s := newScript(t)
+		s.pair()
+		const controls, headers = 0x20000, 0x30000
+		for _, at := range []int64{controls, headers} {
+			s.call("mmap", at, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+			s.call("mprotect", 0, 0, at, 4096, unix.PROT_READ)
+		}
+		request := profile(t, "v8").Encode(1)
+		n := s.Begin("sendmsg", []int64{4, 0, 0, headers + 8}, []trace.Memory{{Bytes: []byte{}}, memory(controls, request), memory(0x9000, []byte("x"))}, 2)
+		s.End(n, -1, unix.EFAULT, nil, []trace.Memory{memory(headers+8, binary.NativeEndian.AppendUint64(make([]byte, 40), 32)), memory(controls, request)}, 2)
+		s.call("mprotect", 0, 0, controls, 4096, unix.PROT_READ|unix.PROT_WRITE)
+		s.sendmsg(4, 0, memory(0x9000, []byte("x")), request, answer(request, 0), 1, 0)
+		s.Mark(trace.Failure, nil, "the notification is lost")
+		return about(verdict.Fail), s.record()
+	},
 	"readiness": func(t *testing.T) (reproducer.About, *trace.Record) {
 		s := newScript(t)
 		s.End(s.Begin("writefile", nil, []trace.Memory{memory(0, []byte("/proc/sys/net/core/optmem_max")), memory(0, []byte("20480"))}, 2), 5, 0, nil, nil, 0)

@@ -196,7 +196,11 @@ func (p *program) controlBuffer(control trace.Memory) (lines []string, place str
 			return nil, "", impossible("a control buffer is longer than the memory it lies in")
 		}
 		if place = m.at(offset); control.Bytes != nil {
-			p.prepare(m, fmt.Sprintf("memcpy(%s, %s, %d);", place, quote(control.Bytes), length))
+			if messages, same := p.controlMessages(control.Bytes); same {
+				p.prepare(m, append([]string{fmt.Sprintf("msg = (struct msghdr){ .msg_control = %s };", place)}, messages...)...)
+			} else {
+				p.prepare(m, fmt.Sprintf("memcpy(%s, %s, %d);", place, quote(control.Bytes), length))
+			}
 		}
 		return []string{fmt.Sprintf("msg.msg_control = %s;", place), fmt.Sprintf("msg.msg_controllen = %d;", length)}, place, nil
 	}
