@@ -35,8 +35,8 @@ type program struct {
 	declared []string // of main
 
 	// Sizes of the static buffers.
-	room, data, control, vectors, elements int64
-	usesTo, usesMessage                    bool
+	room, data, control, vectors, elements, many int64
+	usesTo, usesMessage                          bool
 	// messages is how many blocks there were when msg was last used.
 	messages int
 
@@ -339,6 +339,8 @@ func (p *program) call(steps []step, i int) error {
 		return p.send(s, fd)
 	case "sendmsg":
 		return p.sendMessage(s, fd)
+	case "sendmmsg":
+		return p.sendMessages(s, fd)
 	default:
 		return impossible("it needs the call %s", printable(s.Name))
 	}

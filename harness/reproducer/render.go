@@ -180,7 +180,7 @@ func (p *program) statics(text string) string {
 		name, kind string
 		length     int64
 	}{
-		{"room", "char", p.room}, {"data", "char", p.data}, {"control", "char", p.control}, {"iov", "struct iovec", p.vectors},
+		{"room", "char", p.room}, {"data", "char", p.data}, {"control", "char", p.control}, {"iov", "struct iovec", p.vectors}, {"many", "struct mmsghdr", p.many},
 	} {
 		if p.buffers[variable.name] || variable.name == "room" && used["room"] {
 			attribute := ""

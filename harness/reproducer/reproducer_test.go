@@ -241,6 +241,20 @@ var programs = map[string]func(t *testing.T) (reproducer.About, *trace.Record){
 		s.Mark(trace.Failure, nil, "the notification is lost")
 		return about(verdict.Fail), s.record()
 	},
+	"several": func(t *testing.T) (reproducer.About, *trace.Record) {
+		s := newScript(t)
+		s.pair()
+		request := profile(t, "v8").Encode(1)
+		n := s.Begin("sendmmsg", []int64{4, unix.MSG_ZEROCOPY, 1, 2}, []trace.Memory{
+			{Bytes: []byte{}},
+			memory(0xc000, request), memory(0x9000, []byte("one")),
+			{Bytes: []byte{}},
+			memory(0xc100, request), memory(0x9000, []byte("t")), memory(0x9001, []byte("wo")),
+		}, 7)
+		s.End(n, 2, 0, []int64{3, 3}, []trace.Memory{memory(0xc000, answer(request, 0)), memory(0xc100, answer(request, 1, [3]uint32{0, 0, 1}))}, 2)
+		s.Mark(trace.Failure, nil, "the second message has the notification of the first")
+		return about(verdict.Fail), s.record()
+	},
 	"readiness": func(t *testing.T) (reproducer.About, *trace.Record) {
 		s := newScript(t)
 		s.End(s.Begin("writefile", nil, []trace.Memory{memory(0, []byte("/proc/sys/net/core/optmem_max")), memory(0, []byte("20480"))}, 2), 5, 0, nil, nil, 0)

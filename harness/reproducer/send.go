@@ -50,30 +50,22 @@ func (p *program) sendMessage(s *step, fd string) error {
 	if len(s.In) < 2 {
 		return impossible("a message is not recorded")
 	}
-	control, buffers := s.In[1], s.In[2:]
-	var places []string
-	from := int64(0)
-	for _, piece := range buffers {
-		place, err := p.content(piece, from)
-		if err != nil {
-			return err
-		}
-		places = append(places, place)
-		if m, _ := p.mapping(piece); m == nil {
-			from += int64(piece.Length)
-		}
+	m := message{pieces: s.In, flags: s.Argument(2)}
+	if _, err := p.contents(&m, 0); err != nil {
+		return err
 	}
+	control, buffers, places := m.control(), m.buffers(), m.places
 	header, at := p.mapping(trace.Memory{Address: uint64(s.Argument(3))})
 	if len(buffers) == 1 && s.In[0].Length == 0 && control.Length == 0 && s.Argument(2) == 0 && header == nil {
 		p.add("send_data(%s, %s, %d, %s);", fd, places[0], buffers[0].Length, flags(s.Argument(1)))
 		p.check(s, result(s.Call))
 		return p.headerUnchanged(s)
 	}
-	lines, place, err := p.message(s, places)
+	lines, place, err := p.message(&m)
 	if err != nil {
 		return err
 	}
-	message := "&msg"
+	name := "&msg"
 	if header != nil {
 		if at+msghdrSize > header.length {
 			return impossible("it puts the msghdr at the end of a mapping")
@@ -82,10 +74,10 @@ func (p *program) sendMessage(s *step, fd string) error {
 			return impossible("it sends other messages after it has taken away the memory of the msghdr")
 		}
 		p.prepare(header, append(lines, fmt.Sprintf("memcpy(%s, &msg, sizeof(msg));", header.at(at)))...)
-		message = fmt.Sprintf("(struct msghdr *)(%s)", header.at(at))
+		name = fmt.Sprintf("(struct msghdr *)(%s)", header.at(at))
 		lines = nil
 	}
-	p.add("%s", strings.Join(append(lines, fmt.Sprintf("result(sendmsg(%s, %s, %s));", fd, message, flags(s.Argument(1)))), "\n"))
+	p.add("%s", strings.Join(append(lines, fmt.Sprintf("result(sendmsg(%s, %s, %s));", fd, name, flags(s.Argument(1)))), "\n"))
 	p.messages = len(p.blocks)
 	seen := result(s.Call)
 	if control.Length > 0 && len(s.Out) > 1 && s.Out[1].Bytes != nil && control.Bytes != nil {
@@ -102,30 +94,127 @@ func (p *program) sendMessage(s *step, fd string) error {
 
 const msghdrSize = 56
 
-// message returns the lines that make the variable msg the message of a call, and
-// where its control buffer is.
-func (p *program) message(s *step, places []string) (lines []string, control string, err error) {
-	buffers := s.In[2:]
+// message is one message of a send.
+type message struct {
+	pieces []trace.Memory // name, control buffer, and buffers
+	flags  int64          // msg_flags
+	places []string       // of the buffers
+	// Where there is room in iov and in control.
+	vector, offset int64
+}
+
+func (m *message) control() trace.Memory   { return m.pieces[1] }
+func (m *message) buffers() []trace.Memory { return m.pieces[2:] }
+
+// contents finds places for the buffers; from is where there is room in data. It
+// returns where there is room then.
+func (p *program) contents(m *message, from int64) (int64, error) {
+	for _, piece := range m.buffers() {
+		place, err := p.content(piece, from)
+		if err != nil {
+			return from, err
+		}
+		m.places = append(m.places, place)
+		if in, _ := p.mapping(piece); in == nil {
+			from += int64(piece.Length)
+		}
+	}
+	return from, nil
+}
+
+// message returns the lines that make the variable msg the message, and where its
+// control buffer is.
+func (p *program) message(m *message) (lines []string, control string, err error) {
+	buffers := m.buffers()
 	p.usesMessage = true
 	p.buffers["iov"] = true
-	p.vectors = max(p.vectors, int64(len(buffers)))
+	p.vectors = max(p.vectors, m.vector+int64(len(buffers)))
 	if len(buffers) > 0 {
-		lines = append(lines, p.vectorArray(buffers, places))
+		lines = append(lines, p.vectorArray(buffers, m.places, m.vector))
 	}
-	lines = append(lines, fmt.Sprintf("msg = (struct msghdr){ .msg_iov = iov, .msg_iovlen = %d };", len(buffers)))
-	if s.In[0].Length > 0 {
-		to, err := p.address(s.In, 0)
+	lines = append(lines, fmt.Sprintf("msg = (struct msghdr){ .msg_iov = %s, .msg_iovlen = %d };", behind("iov", m.vector), len(buffers)))
+	if m.pieces[0].Length > 0 {
+		to, err := p.address(m.pieces, 0)
 		if err != nil {
 			return nil, "", err
 		}
 		p.usesTo = true
 		lines = append(lines, "msg.msg_name = &to;", fmt.Sprintf("msg.msg_namelen = %s;", to))
 	}
-	if s.Argument(2) != 0 {
-		lines = append(lines, fmt.Sprintf("msg.msg_flags = %s;", flags(s.Argument(2))))
+	if m.flags != 0 {
+		lines = append(lines, fmt.Sprintf("msg.msg_flags = %s;", flags(m.flags)))
 	}
-	of, control, err := p.controlBuffer(s.In[1])
+	of, control, err := p.controlBuffer(m.control(), m.offset)
 	return append(lines, of...), control, err
+}
+
+// behind is a place in a buffer of the program.
+func behind(buffer string, offset int64) string {
+	if offset == 0 {
+		return buffer
+	}
+	return fmt.Sprintf("%s + %d", buffer, offset)
+}
+
+// sendMessages is sendmmsg.
+func (p *program) sendMessages(s *step, fd string) error {
+	var name string
+	var messages []message
+	pieces := s.In
+	for _, count := range s.Arguments[min(2, len(s.Arguments)):] {
+		if count < 0 || count > int64(len(pieces))-2 {
+			return impossible("the messages of a call are not recorded")
+		}
+		m := message{pieces: pieces[:2+count]}
+		pieces = pieces[2+count:]
+		if len(messages) > 0 && string(m.pieces[0].Bytes) != name {
+			return impossible("it sends to several addresses in one call")
+		}
+		name = string(m.pieces[0].Bytes)
+		messages = append(messages, m)
+	}
+	var from, vector, offset int64
+	var places []string
+	var lines []string
+	for i := range messages {
+		m := &messages[i]
+		var err error
+		if from, err = p.contents(m, from); err != nil {
+			return err
+		}
+		m.vector, m.offset = vector, offset
+		vector += int64(len(m.buffers()))
+		offset += int64(m.control().Length+7) &^ 7
+		of, place, err := p.message(m)
+		if err != nil {
+			return err
+		}
+		places = append(places, place)
+		lines = append(lines, of...)
+		lines = append(lines, fmt.Sprintf("many[%d].msg_hdr = msg;", i))
+	}
+	p.many = max(p.many, int64(len(messages)))
+	p.buffers["many"] = true
+	lines = append(lines, fmt.Sprintf("result(sendmmsg(%s, many, %d, %s));", fd, len(messages), flags(s.Argument(1))))
+	seen := result(s.Call)
+	for i := range min(len(s.Outcome), len(s.Out), len(messages)) {
+		control := messages[i].control()
+		lines = append(lines, fmt.Sprintf("see(\"; %%u\", many[%d].msg_len);", i))
+		seen += fmt.Sprintf("; %d", uint32(s.Outcome[i]))
+		if control.Length == 0 || s.Out[i].Bytes == nil || control.Bytes == nil {
+			continue
+		}
+		of := ""
+		if p.counting {
+			of = fd + ", "
+		}
+		lines = append(lines, fmt.Sprintf("answer(%s%s, %d);", of, places[i], control.Length))
+		seen += p.answered(s.Out[i].Bytes)
+	}
+	p.add("%s", strings.Join(lines, "\n"))
+	p.messages = len(p.blocks)
+	p.check(s, seen)
+	return nil
 }
 
 // headerUnchanged refuses a kernel that wrote to the caller's msghdr: what it did
@@ -143,9 +232,9 @@ func (p *program) headerUnchanged(s *step) error {
 }
 
 // vectorArray writes the iovec array, equal pieces at equal distances as a loop.
-func (p *program) vectorArray(buffers []trace.Memory, places []string) string {
+func (p *program) vectorArray(buffers []trace.Memory, places []string, first int64) string {
 	const few = 4
-	if distance, regular := p.distance(buffers); regular && len(buffers) > few {
+	if distance, regular := p.distance(buffers); regular && len(buffers) > few && first == 0 {
 		at := places[0] + " + part"
 		if distance > 1 {
 			at += fmt.Sprintf(" * %d", distance)
@@ -154,7 +243,7 @@ func (p *program) vectorArray(buffers []trace.Memory, places []string) string {
 	}
 	var lines []string
 	for i, buffer := range buffers {
-		lines = append(lines, fmt.Sprintf("iov[%d] = (struct iovec){ %s, %d };", i, places[i], buffer.Length))
+		lines = append(lines, fmt.Sprintf("iov[%d] = (struct iovec){ %s, %d };", first+int64(i), places[i], buffer.Length))
 	}
 	return strings.Join(lines, "\n")
 }
@@ -180,8 +269,8 @@ func (p *program) distance(buffers []trace.Memory) (distance int64, regular bool
 }
 
 // controlBuffer returns the lines that give the message its control buffer, and
-// where that is.
-func (p *program) controlBuffer(control trace.Memory) (lines []string, place string, err error) {
+// where that is. From is where there is room in control.
+func (p *program) controlBuffer(control trace.Memory, from int64) (lines []string, place string, err error) {
 	length := int64(control.Length)
 	switch {
 	case length == 0:
@@ -207,13 +296,14 @@ func (p *program) controlBuffer(control trace.Memory) (lines []string, place str
 	if control.Bytes == nil {
 		return nil, "", impossible("a control buffer is not recorded")
 	}
-	p.control = max(p.control, length)
+	p.control = max(p.control, from+length)
 	p.buffers["control"] = true
-	lines = []string{"msg.msg_control = control;"}
+	place = behind("control", from)
+	lines = []string{fmt.Sprintf("msg.msg_control = %s;", place)}
 	if messages, same := p.controlMessages(control.Bytes); same {
-		return append(lines, messages...), "control", nil
+		return append(lines, messages...), place, nil
 	}
-	return append(lines, fmt.Sprintf("memcpy(control, %s, %d);", quote(control.Bytes), length), fmt.Sprintf("msg.msg_controllen = %d;", length)), "control", nil
+	return append(lines, fmt.Sprintf("memcpy(%s, %s, %d);", place, quote(control.Bytes), length), fmt.Sprintf("msg.msg_controllen = %d;", length)), place, nil
 }
 
 // controlMessages writes the messages of a control buffer one by one, if that
