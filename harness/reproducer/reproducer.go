@@ -47,6 +47,7 @@ func impossible(format string, args ...any) error { return Impossible(fmt.Sprint
 const (
 	mostBlocks = 200
 	mostBytes  = 16 << 20 // of a buffer
+	mostSends  = 1 << 20  // that are counted
 )
 
 // C writes the program. The error is an Impossible. The record comes from a guest
@@ -64,11 +65,14 @@ func C(about About, record *trace.Record) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	end := len(calls)
 	if p.failure = failure; failure == "" {
 		p.failure = about.Complaint
 	}
-	if last := &calls[len(calls)-1]; failure != "" && last.Name == trace.Expectation && c.Status == verdict.Fail {
+	if last := &calls[len(calls)-1]; failure != "" && c.Status == verdict.Fail && p.violated(calls, last) {
 		p.counting, p.watched = true, last.Argument(1)
+	} else {
+		calls = slices.DeleteFunc(slices.Clone(calls), func(c trace.Call) bool { return c.Name == trace.Expectation })
 	}
 	steps := fold(calls)
 	for i := range steps {
@@ -76,7 +80,7 @@ func C(about About, record *trace.Record) ([]byte, error) {
 			return nil, err
 		}
 	}
-	p.restore(record, len(calls))
+	p.restore(record, end)
 	p.blocks = loops(p.blocks)
 	if len(p.blocks) > mostBlocks {
 		return nil, impossible("it takes %d different steps, too many to be read", len(p.blocks))
@@ -127,6 +131,34 @@ func (p *program) relevant(record *trace.Record) (calls []trace.Call, failure st
 		return nil, "", impossible("it failed before its first system call")
 	}
 	return calls, failure, nil
+}
+
+// violated tells whether a call is the expectation that each of a socket's sends was
+// notified exactly once, and what was recorded says otherwise.
+func (p *program) violated(calls []trace.Call, expectation *trace.Call) bool {
+	fd, sends := expectation.Argument(1), expectation.Argument(2)
+	if expectation.Name != trace.Expectation || expectation.Argument(0) != trace.ExactlyOnce || sends < 1 || sends > mostSends {
+		return false
+	}
+	notified := make([]int, sends)
+	strays := false
+	for i := range calls {
+		c := &calls[i]
+		if c.Name == "socket" && c.Result == fd {
+			clear(notified)
+			strays = false
+		}
+		if c.Argument(0) != fd || isMark(c) {
+			continue
+		}
+		for _, n := range p.notifications(c) {
+			for send := int64(n.low); send <= int64(n.high) && send < sends; send++ {
+				notified[send]++
+			}
+			strays = strays || n.low > n.high || int64(n.high) >= sends
+		}
+	}
+	return strays || slices.ContainsFunc(notified, func(times int) bool { return times != 1 })
 }
 
 func isMark(c *trace.Call) bool {

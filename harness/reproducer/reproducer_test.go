@@ -198,6 +198,19 @@ var programs = map[string]func(t *testing.T) (reproducer.About, *trace.Record){
 		s.Mark(trace.Failure, nil, "3 sends, each to be notified exactly once: 0 missing")
 		return about(verdict.Fail), s.record()
 	},
+	"order": func(t *testing.T) (reproducer.About, *trace.Record) {
+		s := newScript(t)
+		s.pair()
+		for range 2 {
+			s.sendmsg(4, unix.MSG_ZEROCOPY, memory(0x9000, make([]byte, 1000)), nil, nil, 1000, 0)
+		}
+		s.errqueue(4, 1, 1)
+		s.errqueue(4, 0, 0)
+		s.errqueue(4)
+		s.Mark(trace.Expectation, []int64{trace.ExactlyOnce, 4, 2})
+		s.Mark(trace.Failure, nil, "the second came first")
+		return about(verdict.Fail), s.record()
+	},
 	"memory": func(t *testing.T) (reproducer.About, *trace.Record) {
 		s := newScript(t)
 		s.pair()

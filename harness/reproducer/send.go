@@ -354,6 +354,57 @@ func appendControl(buffer []byte, level, kind int64, data []byte) []byte {
 	return append(buffer, message...)
 }
 
+// notification is a range of sends.
+type notification struct{ low, high uint32 }
+
+// notifications are those that a call gave.
+func (p *program) notifications(c *trace.Call) []notification {
+	var list []notification
+	add := func(data []byte) {
+		list = append(list, notification{binary.NativeEndian.Uint32(data), binary.NativeEndian.Uint32(data[4:])})
+	}
+	if c.Name != "recvmsg" && c.Name != "sendmsg" && c.Name != "sendmmsg" {
+		return nil
+	}
+	for _, piece := range c.Out[min(len(c.Out), truth(c.Name != "sendmmsg")):] {
+		for _, m := range trace.ControlMessages(piece.Bytes) {
+			if c.Name == "recvmsg" {
+				if isExtendedError(m) && m.Data[4] == originZerocopy {
+					add(m.Data[8:])
+				}
+				continue
+			}
+			p.eachElement(m, func(element []byte) { add(element) })
+		}
+		if c.Name != "sendmmsg" {
+			break
+		}
+	}
+	return list
+}
+
+// eachElement calls f with the elements that the kernel has written.
+func (p *program) eachElement(m trace.ControlMessage, f func(element []byte)) {
+	if m.Level != unix.SOL_SOCKET || m.Type != int64(p.about.Style.Constant) || m.Type == 0 {
+		return
+	}
+	data, count := m.Data, len(m.Data)/elementSize
+	if p.counted() {
+		if len(data) < infoHeader {
+			return
+		}
+		count = int(min(binary.NativeEndian.Uint32(data), 1<<16))
+		data = data[infoHeader:]
+	}
+	for i := 0; i < count && len(data) >= elementSize; i, data = i+1, data[elementSize:] {
+		if !filler(data[:elementSize]) {
+			f(data)
+		} else if !p.counted() {
+			return
+		}
+	}
+}
+
 // answered is what the program's answer shows.
 func (p *program) answered(control []byte) string {
 	var text strings.Builder
