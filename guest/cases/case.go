@@ -208,24 +208,13 @@ func orNone[E ~string](axis []E) []E {
 }
 
 // ID is the name and the axes the case varies over, joined by slashes.
-func (i Instance) ID() string {
-	var id strings.Builder
-	id.WriteString(i.Case.Name)
-	for _, axis := range []string{string(i.Proto), string(i.Family), string(i.Link)} {
-		if axis != "" {
-			id.WriteString("/" + axis)
-		}
-	}
-	return id.String()
-}
+func (i Instance) ID() string { return i.Describe().ID }
 
 // Describe returns the instance as the guest link carries it.
 func (i Instance) Describe() link.Instance {
-	return link.Instance{
-		ID: i.ID(), Name: i.Case.Name, Covers: i.Case.Covers, Level: string(i.Case.Level),
-		Proto: string(i.Proto), Family: string(i.Family), Link: string(i.Link),
-		Destroys: i.Case.Destroys,
-	}
+	return link.NewInstance(link.Case{
+		Name: i.Case.Name, Covers: i.Case.Covers, Level: string(i.Case.Level), Destroys: i.Case.Destroys,
+	}, link.Axes{string(i.Proto), string(i.Family), string(i.Link)})
 }
 
 // Find returns the instance with an id.

@@ -28,7 +28,7 @@ import (
 
 // Version is raised when a message changes its meaning; host and agent built
 // from different trees refuse to talk.
-const Version = 1
+const Version = 2
 
 // HeartbeatInterval is how often the agent shows that PID 1 is still scheduled.
 const HeartbeatInterval = 500 * time.Millisecond
@@ -65,10 +65,10 @@ type Message struct {
 
 // Hello says that the agent is ready and what it found.
 type Hello struct {
-	Version   int        `json:"version"`
-	Release   string     `json:"release"` // uname -r
-	Features  []Feature  `json:"features"`
-	Instances []Instance `json:"instances"` // every case on every axis it applies to
+	Version   int       `json:"version"`
+	Release   string    `json:"release"` // uname -r
+	Features  []Feature `json:"features"`
+	Instances Instances `json:"instances"` // every case on every axis it applies to
 	// Trace is where the record of system calls is: the guest-physical address
 	// of each of its pages, for a host that has to read it in the memory of a
 	// machine that crashed. Empty when the agent cannot tell.
