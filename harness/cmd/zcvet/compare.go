@@ -104,7 +104,14 @@ func (a *app) runColumns(ctx context.Context, v *vet.Vetter, wanted []columns.Co
 		return err
 	}
 	comparer.UI = v.UI
-	comparer.Begin = func(options vet.Options, command string) (columns.Attempt, error) { return v.Begin(options, command) }
+	comparer.Begin = func(options vet.Options, command string) (columns.Attempt, error) {
+		// A column alone is a run, unless run has no flag for what is particular
+		// about it.
+		if options.Patches == 0 && !options.CountInstructions {
+			command = repeat(options)
+		}
+		return v.Begin(options, command)
+	}
 	comparison, err := comparer.Compare(ctx, wanted, options, group, command)
 	v.UI.Note("results: %s", group.Path)
 	if err != nil {

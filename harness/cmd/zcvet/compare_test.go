@@ -95,6 +95,10 @@ func TestCompareRevisions(t *testing.T) {
 			t.Errorf("step %d: worse %v: %q", i+1, step.Worse, step.Reasons)
 		}
 	}
+	run, err := readRun(filepath.Join(got.dir, c.Columns[1].Directory))
+	if err != nil || !strings.HasPrefix(run.Command, "zcvet run --kernel 6.12 --series ") {
+		t.Errorf("the run of a column is repeated by %q, %v", run.Command, err)
+	}
 	if c.Columns[3].SameAs != c.Columns[0].Name {
 		t.Errorf("the last column ran again: %+v", c.Columns[3])
 	}
