@@ -16,7 +16,7 @@ import (
 )
 
 // b4Result is a result as b4's review hook (b4.review-series-check-cmd) reads it.
-// b4 (0.15 and later) keeps one for each tool and mail, the last, so everything
+// b4 (as of 0.16) keeps one for each tool and mail, the last, so everything
 // there is to say has to be in one.
 type b4Result struct {
 	Tool    string `json:"tool"`
