@@ -93,19 +93,18 @@ func C(about About, record *trace.Record) ([]byte, error) {
 func (p *program) relevant(record *trace.Record) (calls []trace.Call, failure string, err error) {
 	calls = record.Calls
 	end := slices.IndexFunc(calls, func(c trace.Call) bool { return c.Name == trace.Failure })
+	waited := false // without a call
 	switch {
 	case end >= 0:
 		failure = calls[end].Text(0)
-		if end > 0 && p.about.Case.Status == verdict.Fail {
-			if last := &calls[end-1]; calls[end].Began-max(last.Began, last.Ended) > time.Second {
-				return nil, "", impossible("the case waited for something that no system call shows")
-			}
+		if end > 0 {
+			waited = calls[end].Began-max(calls[end-1].Began, calls[end-1].Ended) > time.Second
 		}
 		calls = calls[:end]
 	case p.about.Case.Status == verdict.Fail && p.about.Complaint == "":
 		return nil, "", impossible("the record does not have the expectation that failed")
-	case p.about.Case.Status == verdict.Timeout && calls[len(calls)-1].Returned:
-		return nil, "", impossible("the case waited for something that no system call shows")
+	case p.about.Case.Status == verdict.Timeout:
+		waited = calls[len(calls)-1].Returned
 	}
 	for i := range calls {
 		c := &calls[i]
@@ -127,8 +126,11 @@ func (p *program) relevant(record *trace.Record) (calls []trace.Call, failure st
 			}
 		}
 	}
-	if len(calls) == 0 {
+	switch {
+	case len(calls) == 0:
 		return nil, "", impossible("it failed before its first system call")
+	case waited:
+		return nil, "", impossible("the case waited for something that no system call shows")
 	}
 	return calls, failure, nil
 }
