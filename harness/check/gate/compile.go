@@ -14,7 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
+	"sync"
 
 	"github.com/zcvet/zcvet/harness/check"
 	"github.com/zcvet/zcvet/harness/fault"
@@ -97,7 +97,6 @@ func (p *patchWalk) checks(w way) []string {
 // compiled is what a way has to say about the trees before and after a patch.
 type compiled struct {
 	before, after *kbuild.Compilation
-	took          time.Duration
 	err           error // of class Build: the configuration itself is broken
 }
 
@@ -122,47 +121,35 @@ func (p *patchWalk) compile(ctx context.Context) error {
 		}
 		return objects
 	}
-	ways := p.ways(version)
-	keys := map[string]string{}
-	var todo []way
-	for _, w := range ways {
-		needed := false
-		for _, name := range p.checks(w) {
-			tool, err := toolVersion(ctx, name, w)
-			if err != nil {
-				return err
-			}
-			keys[name] = p.key(name, append([]string{tool, w.variant.Base, string(w.variant.Config)}, targets(w)...)...)
-			if _, known := p.recall(keys[name]); !known && !p.lacks(w, name) {
-				needed = true
-			}
-		}
-		if needed && !p.unbuilt && len(sources) > 0 {
-			todo = append(todo, w)
-		}
-	}
-	done, err := p.bothSides(ctx, todo, targets)
-	if err != nil {
-		return err
-	}
-	for _, w := range ways {
+	for _, w := range p.ways(version) {
+		// What both checks of a way need, and neither if their results are known.
+		both := sync.OnceValues(func() (*compiled, error) { return p.bothSides(ctx, w, targets(w)) })
 		for _, name := range p.checks(w) {
 			switch {
 			case len(sources) == 0:
 				p.add(check.Result{Name: name, Status: check.Pass, Summary: "nothing touched that is compiled"}, "")
+				continue
 			case p.lacks(w, name):
 				p.add(check.Result{Name: name, Status: check.Skip, Summary: w.missing}, "")
+				continue
 			case p.unbuilt:
 				p.add(check.Result{Name: name, Status: check.Skip, Summary: "the kernel does not build"}, "")
-			default:
-				c := done[w.variant.Name]
-				err := p.once(name, keys[name], func() (kept, error) {
-					k := c.judge(name == check.Sparse)
-					return k, nil
-				})
+				continue
+			}
+			tool, err := toolVersion(ctx, name, w)
+			if err != nil {
+				return err
+			}
+			key := p.key(name, append([]string{tool, w.variant.Base, string(w.variant.Config)}, targets(w)...)...)
+			err = p.once(name, key, func() (kept, error) {
+				c, err := both()
 				if err != nil {
-					return err
+					return kept{}, err
 				}
+				return c.judge(name == check.Sparse), nil
+			})
+			if err != nil {
+				return err
 			}
 		}
 	}
@@ -192,49 +179,36 @@ func toolVersion(ctx context.Context, name string, w way) (string, error) {
 	return line, nil
 }
 
-// bothSides compiles the tree after the patch in all ways, and then, of the tree
-// before it, the files that have something to say: what says nothing says nothing
-// new. A series that changes a common header has hundreds of files compiled once
-// for each patch, and not twice for the first.
-func (p *patchWalk) bothSides(ctx context.Context, ways []way, targets func(way) []string) (map[string]*compiled, error) {
-	done := map[string]*compiled{}
-	for _, w := range ways {
-		c := &compiled{before: &kbuild.Compilation{}}
-		done[w.variant.Name] = c
-		began := time.Now()
-		var err error
-		if c.after, err = p.compileTree(ctx, "after", p.after, w, targets(w)); fault.Of(err) == fault.Build {
-			c.err = err
-		} else if err != nil {
-			return nil, err
-		}
-		c.took = time.Since(began)
+// bothSides compiles the tree after the patch, and then, of the tree before it, the
+// files that have something to say: what says nothing says nothing new. A series
+// that changes a common header has hundreds of files compiled once for each patch,
+// and not twice for the first.
+func (p *patchWalk) bothSides(ctx context.Context, w way, targets []string) (*compiled, error) {
+	c := &compiled{before: &kbuild.Compilation{}}
+	var err error
+	if c.after, err = p.compileTree(ctx, "after", p.after, w, targets); fault.Of(err) == fault.Build {
+		c.err = err
+		return c, nil
+	} else if err != nil {
+		return nil, err
 	}
-	for _, w := range ways {
-		c := done[w.variant.Name]
-		if c.err != nil {
-			continue
-		}
-		again := talkative(c.after)
-		if c.after.Failed {
-			again = targets(w) // what failed need not have said so in its own name
-		}
-		if len(again) == 0 {
-			continue
-		}
-		began := time.Now()
-		before, err := p.compileTree(ctx, "before", p.before, w, again)
-		switch {
-		case fault.Of(err) == fault.Build:
-			// It was broken before: everything that is said now is new.
-		case err != nil:
-			return nil, err
-		default:
-			c.before = before
-		}
-		c.took += time.Since(began)
+	again := talkative(c.after)
+	if c.after.Failed {
+		again = targets // what failed need not have said so in its own name
 	}
-	return done, nil
+	if len(again) == 0 {
+		return c, nil
+	}
+	before, err := p.compileTree(ctx, "before", p.before, w, again)
+	switch {
+	case fault.Of(err) == fault.Build:
+		// It was broken before: everything that is said now is new.
+	case err != nil:
+		return nil, err
+	default:
+		c.before = before
+	}
+	return c, nil
 }
 
 // compileTree compiles targets of one side.
@@ -295,7 +269,7 @@ func (c *compiled) judge(sparse bool) kept {
 		added = append(added, fresh(words(c.before.Said[file]), words(said))...)
 	}
 	added = each(added)
-	result := check.Result{Status: check.Pass, Summary: fmt.Sprintf("%d objects compiled, no new warning", c.after.Compiled), Seconds: c.took.Seconds()}
+	result := check.Result{Status: check.Pass, Summary: fmt.Sprintf("%d objects compiled, no new warning", c.after.Compiled)}
 	switch {
 	case len(added) > 0:
 		slices.SortStableFunc(added, func(a, b check.Message) int { return weight(a.Text) - weight(b.Text) })
