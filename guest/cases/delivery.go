@@ -525,8 +525,6 @@ var _ = add(Case{
 	Doc:    "switching IP_RECVERR off throws away network errors, not notifications",
 	Covers: []string{"Z38"},
 	Axes:   Everywhere,
-	// Older kernels empty the whole queue (skb_queue_purge in ip_sockglue.c).
-	Needs: []string{RecverrKeeps},
 }, func(t *T) {
 	queue := t.NewQueue(receiveErrors)
 	queue.Send()

@@ -30,7 +30,6 @@ const (
 	SendmsgZC       = "io_uring-sendmsg-zc"
 	Pagemap         = "pagemap"
 	HugePages       = "huge-pages"
-	RecverrKeeps    = "recverr-keeps-notifications"
 	Ethtool         = "ethtool"
 	ThirtyTwoBit    = "ia32"
 	FaultInjection  = "fault-injection"
@@ -71,7 +70,6 @@ var features = []feature{
 	{name: SendZC, since: "6.0", probe: func(*Environment) error { return probeIOURing(uring.OpSendZC) }},
 	{name: SendmsgZC, since: "6.1", probe: func(*Environment) error { return probeIOURing(uring.OpSendmsgZC) }},
 	{name: Pagemap, probe: probePagemap},
-	{name: RecverrKeeps, probe: func(*Environment) error { return newerThan(6, 1) }},
 	{name: HugePages, probe: func(*Environment) error {
 		page, err := mapHugePage()
 		if err != nil {
@@ -156,23 +154,6 @@ func (e *Environment) feature(name string) error {
 		return err
 	}
 	return fmt.Errorf("no feature is called %q", name)
-}
-
-// newerThan asks for a kernel after a version that is known to lack a correction.
-// What came between that version and the next one looked at is tried.
-func newerThan(major, minor int) error {
-	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
-	if err != nil {
-		return err
-	}
-	var gotMajor, gotMinor int
-	if _, err := fmt.Sscanf(string(release), "%d.%d", &gotMajor, &gotMinor); err != nil {
-		return fmt.Errorf("kernel release %q: %w", release, err)
-	}
-	if gotMajor < major || gotMajor == major && gotMinor <= minor {
-		return fmt.Errorf("kernels up to %d.%d are known not to", major, minor)
-	}
-	return nil
 }
 
 func openable(family, kind int) error {

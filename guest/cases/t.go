@@ -52,6 +52,7 @@ type Environment struct {
 
 	parameters link.Parameters
 	probes     probes
+	version    Version // of the kernel, once it is known
 	// leaky is set once a case has left something behind. A kernel that leaks
 	// does so in many cases, and waiting for each would take hours.
 	leaky bool
@@ -214,6 +215,9 @@ func (t *T) requireAxes() {
 	}
 	for _, name := range needs {
 		t.Require(name)
+	}
+	if err := t.environment.differs(t.Case.Name); err != nil {
+		t.Skipf("%v", err)
 	}
 }
 
