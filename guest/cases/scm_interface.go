@@ -167,12 +167,12 @@ func init() {
 				value := way.value(t, control)
 				memory := t.Memory(1)
 				copy(memory.Bytes(), value)
-				_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(queue.Sender.FD), uintptr(unix.SOL_IPV6), uintptr(way.option),
-					memory.Address(), uintptr(len(value)), 0)
-				if errno != unix.EINVAL {
-					t.Errorf("%s: EINVAL was expected, came %v: nobody can get an answer this way", place, errno)
+				err := sys.SetsockoptBytes(queue.Sender.FD, unix.SOL_IPV6, way.option, memory.Bytes()[:len(value)])
+				if !errors.Is(err, unix.EINVAL) {
+					t.Errorf("%s: EINVAL was expected, came %v: nobody can get an answer this way", place, err)
 				}
 				if !bytes.Equal(memory.Bytes()[:len(value)], value) {
+					sys.Beyond("the value of a socket option after setsockopt")
 					t.Errorf("%s: setsockopt wrote to its value", place)
 				}
 			}

@@ -164,6 +164,18 @@ func SetsockoptString(fd, level, option int, value string) error {
 	return setOption(fd, level, option, []byte(value), func() error { return unix.SetsockoptString(fd, level, option, value) })
 }
 
+// SetsockoptBytes is recorded as setsockopt. The kernel gets the value where it is.
+func SetsockoptBytes(fd, level, option int, value []byte) error {
+	return setOption(fd, level, option, value, func() error {
+		_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option),
+			uintptr(unsafe.Pointer(unsafe.SliceData(value))), uintptr(len(value)), 0)
+		if errno != 0 {
+			return errno
+		}
+		return nil
+	})
+}
+
 // GetsockoptInt is recorded as getsockopt, the value as outcome.
 func GetsockoptInt(fd, level, option int) (int, error) {
 	n := begin("getsockopt", int64(fd), int64(level), int64(option))

@@ -286,7 +286,7 @@ func (p *program) call(steps []step, i int) error {
 		}
 		p.add("%s = port_of(%s);", p.ports[to.Port()], fd)
 	case "setsockopt":
-		p.setOption(steps, i, fd)
+		return p.setOption(steps, i, fd)
 	case "getsockopt":
 		p.add("get_option(%s, %s, %s);", fd, trace.OptionLevel(a(1)), trace.Option(a(1), a(2)))
 		seen := result(s.Call)
@@ -390,7 +390,7 @@ func host(to netip.AddrPort) string { return to.Addr().String() }
 
 // setOption sets an option; the time limits that every socket of a case has are
 // one line.
-func (p *program) setOption(steps []step, i int, fd string) {
+func (p *program) setOption(steps []step, i int, fd string) error {
 	s := &steps[i]
 	level, option := s.Argument(1), s.Argument(2)
 	limits := func(s *step, option int64) bool {
@@ -399,37 +399,43 @@ func (p *program) setOption(steps []step, i int, fd string) {
 	}
 	if limits(s, unix.SO_RCVTIMEO) && i+1 < len(steps) && limits(&steps[i+1], unix.SO_SNDTIMEO) {
 		p.add("limit_waits(%s);", fd)
-		return
+		return nil
 	}
 	if limits(s, unix.SO_SNDTIMEO) && i > 0 && limits(&steps[i-1], unix.SO_RCVTIMEO) {
-		return
+		return nil
 	}
 	value := []byte{}
 	if len(s.In) > 0 {
-		value = s.In[0].Bytes
+		if value = s.In[0].Bytes; len(value) != s.In[0].Length {
+			return impossible("the value of a socket option is not recorded")
+		}
 	}
 	where := fmt.Sprintf("%s, %s, %s", fd, trace.OptionLevel(level), trace.Option(level, option))
 	if len(value) == 4 {
 		number := int32(binary.NativeEndian.Uint32(value))
 		if s.Errno == 0 && s.Returned && !s.last {
 			p.add("set_option(%s, %d);", where, number)
-			return
+			return nil
 		}
 		p.setUp(s, fmt.Sprintf("setsockopt(%s, &(int){ %d }, sizeof(int))", where, number))
-		return
+		return nil
 	}
 	p.setUp(s, fmt.Sprintf("setsockopt(%s, %s, %d)", where, quote(value), len(value)))
+	return nil
 }
 
-// sum is what see_data shows.
-func sum(data []byte) string {
+// sum is what see_sum shows.
+func sum(what string, data []byte) string {
 	if len(data) == 0 {
 		return ""
 	}
 	h := fnv.New32a()
-	_, _ = h.Write(data[:min(len(data), trace.KeptData)])
-	return fmt.Sprintf(", data %08x", h.Sum32())
+	_, _ = h.Write(data)
+	return fmt.Sprintf("%s %08x", what, h.Sum32())
 }
+
+// dataSum is what see_data shows.
+func dataSum(data []byte) string { return sum(", data", data[:min(len(data), trace.KeptData)]) }
 
 func (p *program) receive(s *step, fd string) error {
 	length := s.Argument(2)
@@ -453,12 +459,12 @@ func (p *program) receive(s *step, fd string) error {
 			return impossible("a receive gave more than it had room for")
 		}
 		p.add("receive(%s, %d);", fd, length)
-		p.check(s, seen+sum(data))
+		p.check(s, seen+dataSum(data))
 		return nil
 	}
 	seen := result(s.Call)
 	if s.Result > 0 && len(s.Out) > 0 {
-		seen += sum(s.Out[0].Bytes)
+		seen += dataSum(s.Out[0].Bytes)
 	}
 	p.add("receive_once(%s, %d, %s, %d);", fd, length, flags(s.Argument(1)), truth(s.Returned && s.Errno == 0))
 	p.check(s, seen)
@@ -503,7 +509,14 @@ func (p *program) receiveMessage(s *step, fd string) error {
 		if !ok || len(s.Out) < 2 {
 			return impossible("what a receive gave is not recorded")
 		}
-		seen += ", flags " + hex(after) + received(s.Out[1].Bytes)
+		var data []byte
+		for _, piece := range s.Out[2:] {
+			data = append(data, piece.Bytes...)
+			if len(piece.Bytes) < piece.Length {
+				break
+			}
+		}
+		seen += dataSum(data) + ", flags " + hex(after) + received(s.Out[1].Bytes)
 	}
 	p.add("read_message(%s, %d, %d, %s, %d);", fd, length, control, flags(s.Argument(1)), truth(s.Returned && s.Errno == 0))
 	p.check(s, seen)

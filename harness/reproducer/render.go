@@ -196,6 +196,24 @@ func (p *program) statics(text string) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
+// dropUnused removes the assignment of a variable that nothing else uses.
+func dropUnused(body []string, variable string) bool {
+	assigned, at := variable+" = ", -1
+	for i, line := range body {
+		if !words(line)[variable] {
+			continue
+		}
+		if at >= 0 || !strings.HasPrefix(line, assigned) || words(line[len(assigned):])[variable] {
+			return false
+		}
+		at = i
+	}
+	if at >= 0 {
+		body[at] = strings.TrimPrefix(body[at], assigned)
+	}
+	return true
+}
+
 func (p *program) main() string {
 	var text strings.Builder
 	if p.hangs() {
@@ -213,17 +231,21 @@ func (p *program) main() string {
 	if p.complains() {
 		lines = append(lines, `int log = open("/dev/kmsg", O_RDONLY | O_NONBLOCK);`)
 	}
+	var body []string
+	for _, b := range p.blocks {
+		body = append(body, b.text()...)
+	}
 	var kinds [2][]string
 	for _, declaration := range p.declared {
+		variable := strings.TrimLeft(declaration[strings.LastIndex(declaration, " ")+1:], "*")
+		if dropUnused(body, variable) {
+			continue
+		}
 		if name, isInt := strings.CutPrefix(declaration, "int "); isInt {
 			kinds[0] = append(kinds[0], name)
 		} else {
 			kinds[1] = append(kinds[1], strings.TrimPrefix(declaration, "char "))
 		}
-	}
-	var body []string
-	for _, b := range p.blocks {
-		body = append(body, b.text()...)
 	}
 	used := words(strings.Join(body, "\n"))
 	for _, counter := range []string{"turn", "part"} {

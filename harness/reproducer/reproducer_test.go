@@ -282,6 +282,7 @@ var programs = map[string]func(t *testing.T) (reproducer.About, *trace.Record){
 		s := newScript(t)
 		s.End(s.Begin("writefile", nil, []trace.Memory{memory(0, []byte("/proc/sys/net/core/optmem_max")), memory(0, []byte("20480"))}, 2), 5, 0, nil, nil, 0)
 		s.pair()
+		s.call("mmap", 0x7000, 0, 4096, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS) // for nothing
 		s.call("epoll_create1", 7, 0, unix.EPOLL_CLOEXEC)
 		s.call("epoll_ctl", 0, 0, 7, unix.EPOLL_CTL_ADD, 4, unix.EPOLLET)
 		s.sendmsg(4, unix.MSG_ZEROCOPY, memory(0x9000, []byte("abc")), nil, nil, 3, 0)

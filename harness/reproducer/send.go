@@ -414,20 +414,22 @@ func (p *program) eachElement(m trace.ControlMessage, f func(element []byte)) {
 // answered is what the program's answer shows.
 func (p *program) answered(control []byte) string {
 	var text strings.Builder
+	rest := control
 	for _, m := range trace.ControlMessages(control) {
 		fmt.Fprintf(&text, "; %d/%d", m.Level, m.Type)
-		if m.Level != unix.SOL_SOCKET || m.Type != int64(p.about.Style.Constant) || m.Type == 0 {
-			continue
-		}
-		if !p.counted() {
+		rest = rest[min(len(rest), (cmsgHeader+len(m.Data)+7)&^7):]
+		switch {
+		case m.Level != unix.SOL_SOCKET || m.Type != int64(p.about.Style.Constant) || m.Type == 0:
+			text.WriteString(sum(",", m.Data))
+		case !p.counted():
 			elements(&text, m.Data, -1)
-		} else if len(m.Data) >= infoHeader {
+		case len(m.Data) >= infoHeader:
 			size := binary.NativeEndian.Uint32(m.Data)
 			fmt.Fprintf(&text, " size %d:", size)
 			elements(&text, m.Data[infoHeader:], int64(size))
 		}
 	}
-	return text.String()
+	return text.String() + sum(", rest", rest)
 }
 
 // elements does what see_elements of the program does.

@@ -142,6 +142,17 @@ static int port_of(int fd)
 	return ntohs(((struct sockaddr_in *)&name)->sin_port);
 }
 
+static void see_sum(const char *what, const unsigned char *data, size_t length)
+{
+	unsigned int sum = 2166136261u;
+	size_t i;
+
+	for (i = 0; i < length; i++)
+		sum = (sum ^ data[i]) * 16777619u;
+	if (length > 0)
+		see("%s %08x", what, sum);
+}
+
 /* Adds a control message. */
 static void add_control(struct msghdr *msg, int level, int type, const void *data, size_t length)
 {
@@ -231,10 +242,12 @@ static void answer(const void *control, size_t length)
 		see("; %d/%d", cmsg.cmsg_level, cmsg.cmsg_type);
 		if (cmsg.cmsg_level == SOL_SOCKET && cmsg.cmsg_type == SCM_ZC_NOTIFICATION)
 			see_answer(data, size);
-		if (CMSG_ALIGN(cmsg.cmsg_len) >= (size_t)(end - at))
-			break;
+		else
+			see_sum(",", data, size);
 		at += CMSG_ALIGN(cmsg.cmsg_len);
 	}
+	if (at < end)
+		see_sum(", rest", at, end - at);
 }
 
 int main(void)

@@ -154,6 +154,23 @@ static int port_of(int fd)
 	return ntohs(((struct sockaddr_in *)&name)->sin_port);
 }
 
+static void see_sum(const char *what, const unsigned char *data, size_t length)
+{
+	unsigned int sum = 2166136261u;
+	size_t i;
+
+	for (i = 0; i < length; i++)
+		sum = (sum ^ data[i]) * 16777619u;
+	if (length > 0)
+		see("%s %08x", what, sum);
+}
+
+/* Shows the beginning of what was received. */
+static void see_data(const void *data, long length)
+{
+	see_sum(", data", data, length < 0 ? 0 : length > 64 ? 64 : length);
+}
+
 /* How often each zero-copy send of the socket watched was notified. */
 static unsigned char notified[ZEROCOPY_SENDS];
 static int strays;
@@ -282,10 +299,12 @@ static void answer(int fd, const void *control, size_t length)
 		see("; %d/%d", cmsg.cmsg_level, cmsg.cmsg_type);
 		if (cmsg.cmsg_level == SOL_SOCKET && cmsg.cmsg_type == SCM_ZC_NOTIFICATION)
 			see_answer(fd, data, size);
-		if (CMSG_ALIGN(cmsg.cmsg_len) >= (size_t)(end - at))
-			break;
+		else
+			see_sum(",", data, size);
 		at += CMSG_ALIGN(cmsg.cmsg_len);
 	}
+	if (at < end)
+		see_sum(", rest", at, end - at);
 }
 
 /* Sends from one buffer. */
@@ -337,6 +356,7 @@ static long read_message(int fd, size_t length, size_t control, int flags, int w
 	count = result(recvmsg(fd, &msg, flags));
 	if (count < 0)
 		return count;
+	see_data(room, count);
 	see(", flags %#x", msg.msg_flags);
 	see_control(fd, &msg);
 	return count;

@@ -129,6 +129,23 @@ static int port_of(int fd)
 	return ntohs(((struct sockaddr_in *)&name)->sin_port);
 }
 
+static void see_sum(const char *what, const unsigned char *data, size_t length)
+{
+	unsigned int sum = 2166136261u;
+	size_t i;
+
+	for (i = 0; i < length; i++)
+		sum = (sum ^ data[i]) * 16777619u;
+	if (length > 0)
+		see("%s %08x", what, sum);
+}
+
+/* Shows the beginning of what was received. */
+static void see_data(const void *data, long length)
+{
+	see_sum(", data", data, length < 0 ? 0 : length > 64 ? 64 : length);
+}
+
 /* Sends from one buffer. */
 static void send_data(int fd, void *data, size_t length, int flags)
 {
@@ -176,6 +193,7 @@ static long read_message(int fd, size_t length, size_t control, int flags, int w
 	count = result(recvmsg(fd, &msg, flags));
 	if (count < 0)
 		return count;
+	see_data(room, count);
 	see(", flags %#x", msg.msg_flags);
 	see_control(&msg);
 	return count;

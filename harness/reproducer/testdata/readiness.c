@@ -25,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <time.h>
@@ -130,16 +131,30 @@ static int port_of(int fd)
 	return ntohs(((struct sockaddr_in *)&name)->sin_port);
 }
 
-/* A sum of the beginning of what was received. */
-static void see_data(const char *data, long length)
+static char *map(size_t length, int protection, int flags)
+{
+	char *place = mmap(NULL, length, protection, flags, -1, 0);
+
+	if (place == MAP_FAILED)
+		must("mmap", -1);
+	return place;
+}
+
+static void see_sum(const char *what, const unsigned char *data, size_t length)
 {
 	unsigned int sum = 2166136261u;
-	long i;
+	size_t i;
 
-	for (i = 0; i < length && i < 64; i++)
-		sum = (sum ^ (unsigned char)data[i]) * 16777619u;
+	for (i = 0; i < length; i++)
+		sum = (sum ^ data[i]) * 16777619u;
 	if (length > 0)
-		see(", data %08x", sum);
+		see("%s %08x", what, sum);
+}
+
+/* Shows the beginning of what was received. */
+static void see_data(const void *data, long length)
+{
+	see_sum(", data", data, length < 0 ? 0 : length > 64 ? 64 : length);
 }
 
 /* Receives once; what was there when this was recorded may need a moment. */
@@ -222,6 +237,7 @@ static long read_message(int fd, size_t length, size_t control, int flags, int w
 	count = result(recvmsg(fd, &msg, flags));
 	if (count < 0)
 		return count;
+	see_data(room, count);
 	see(", flags %#x", msg.msg_flags);
 	see_control(&msg);
 	return count;
@@ -248,6 +264,7 @@ int main(void)
 	set_option(tx, SOL_SOCKET, SO_ZEROCOPY, 1);
 	port = port_of(rx);
 	must("connect", connect(tx, (struct sockaddr *)&to, address(&to, "127.0.0.1", port)));
+	map(4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS);
 	epoll = must("epoll_create1", epoll_create1(0));
 	watch(epoll, EPOLL_CTL_ADD, tx, EPOLLET);
 	check("epoll_ctl", "0");
