@@ -138,6 +138,11 @@ func (c *compiler) make(object func(string), log io.Writer, targets ...string) *
 	if c.variant.Sparse {
 		args = append(args, "C=1")
 	}
+	if c.variant.Compiler == "gcc" {
+		// A message is then about the line that uses a macro, which a patch may
+		// have touched, and not about the one that defines it.
+		args = append(args, "KCFLAGS=-ftrack-macro-expansion=0")
+	}
 	return &makeRun{
 		dir:  c.workspace.source(),
 		args: append(args, targets...),
