@@ -5,6 +5,8 @@ package cases
 import (
 	"fmt"
 	"os"
+
+	"github.com/zcvet/zcvet/guest/network"
 )
 
 // Version is a version of the kernel, without the number of the stable release.
@@ -22,8 +24,9 @@ func (v Version) String() string { return fmt.Sprintf("%d.%d", v.Major, v.Minor)
 // known to do something else.
 type Difference struct {
 	Case string
-	// Until is the last kernel on which the behaviour was seen to be the older
-	// one. Those between it and the next one looked at are tried.
+	Link network.Link // the only one it is about, empty for all
+	// Until is the last kernel that is known to have the older behaviour. Those
+	// between it and the next one looked at are tried.
 	Until Version
 	// Why says what the older kernels do, and where.
 	Why string
@@ -36,12 +39,16 @@ var Differences = []Difference{
 		Case: "delivery/recverr-off-keeps-notifications", Until: Version{6, 1},
 		Why: "switching IP_RECVERR off empties the whole error queue, notifications too (skb_queue_purge in do_ip_setsockopt and do_ipv6_setsockopt)",
 	},
+	{
+		Case: "mixes/segmentation-offload", Link: network.NICNoSG, Until: Version{6, 10},
+		Why: "a device without checksum offload has no UDP segmentation offload (EIO in udp_send_skb)",
+	},
 }
 
 // differs returns why a case cannot expect on this kernel what it expects, or nil.
-func (e *Environment) differs(name string) error {
+func (e *Environment) differs(instance Instance) error {
 	for _, difference := range Differences {
-		if difference.Case != name {
+		if difference.Case != instance.Case.Name || difference.Link != "" && difference.Link != instance.Link {
 			continue
 		}
 		running, err := e.kernelVersion()

@@ -216,7 +216,7 @@ func (t *T) requireAxes() {
 	for _, name := range needs {
 		t.Require(name)
 	}
-	if err := t.environment.differs(t.Case.Name); err != nil {
+	if err := t.environment.differs(t.Instance); err != nil {
 		t.Skipf("%v", err)
 	}
 }
