@@ -5,7 +5,6 @@ package gate
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -19,6 +18,7 @@ import (
 	"github.com/zcvet/zcvet/harness/check"
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/kbuild"
+	"github.com/zcvet/zcvet/harness/report"
 	"github.com/zcvet/zcvet/harness/tree"
 	"github.com/zcvet/zcvet/kconfig"
 )
@@ -269,7 +269,7 @@ func (c *compiled) judge(sparse bool) kept {
 		added = append(added, fresh(words(c.before.Said[file]), words(said))...)
 	}
 	added = each(added)
-	result := check.Result{Status: check.Pass, Summary: fmt.Sprintf("%d objects compiled, no new warning", c.after.Compiled)}
+	result := check.Result{Status: check.Pass, Summary: report.Plural(len(c.after.Said), "file") + " compiled, no new warning"}
 	switch {
 	case len(added) > 0:
 		slices.SortStableFunc(added, func(a, b check.Message) int { return weight(a.Text) - weight(b.Text) })
