@@ -143,7 +143,7 @@ func resultLines(when string, result *compare.Result) []string {
 
 func resultLine(when, status, detail string) string {
 	text := fmt.Sprintf("%-7s %s", when+":", status)
-	if detail = strings.TrimSpace(detail); detail != "" {
+	if detail = shorten(strings.TrimSpace(detail)); detail != "" {
 		text += ": " + strings.ReplaceAll(detail, "\n", "\n        ")
 	}
 	return text
@@ -327,5 +327,5 @@ func (m markdown) change(change compare.Folded) {
 	if len(change.Covers) > 0 {
 		m.line("checklist: %s\n", inline(strings.Join(change.Covers, " ")))
 	}
-	m.block(shorten(strings.Join(ChangeLines(&change.Change), "\n")))
+	m.block(strings.Join(ChangeLines(&change.Change), "\n"))
 }
