@@ -56,6 +56,9 @@ type Environment struct {
 	// leaky is set once a case has left something behind. A kernel that leaks
 	// does so in many cases, and waiting for each would take hours.
 	leaky bool
+	// vain counts the cases that failed after a wait as long as Patience, for
+	// the same reason.
+	vain int
 }
 
 // Status is how an instance ended, as link.CaseEnd spells it.
@@ -112,6 +115,9 @@ func (e *Environment) Run(instance Instance, parameters link.Parameters, log fun
 	<-done
 	result := t.result()
 	result.Took, result.Measurements = time.Since(started), t.measurements
+	if result.Status == Fail && result.Took >= t.Patience() {
+		e.vain++
+	}
 	return result
 }
 
@@ -313,12 +319,19 @@ func (t *T) Helper() {
 	}
 }
 
+// vainCases is how many cases may wait in vain with all their patience. A kernel
+// on which more of them do has failed; what is left to find out is in which cases.
+const vainCases = 8
+
 // Patience is how long to wait for what must come.
 func (t *T) Patience() time.Duration {
 	scaled := time.Duration(float64(patience) * max(t.Parameters.TimeScale, 1))
 	if limit := t.Parameters.CaseTimeout; limit > 0 {
 		// A case that waits in vain should say so itself, not be killed.
 		scaled = min(scaled, limit/3)
+	}
+	if t.environment.vain >= vainCases {
+		scaled /= 4
 	}
 	return scaled
 }

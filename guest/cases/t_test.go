@@ -264,8 +264,30 @@ func TestPatienceEndsBeforeTheCaseDoes(t *testing.T) {
 		{link.Parameters{TimeScale: 0.1}, patience},
 		{link.Parameters{TimeScale: 3, CaseTimeout: 12 * time.Second}, 4 * time.Second},
 	} {
-		if got := (&T{Parameters: test.parameters}).Patience(); got != test.want {
+		if got := (&T{environment: &Environment{}, Parameters: test.parameters}).Patience(); got != test.want {
 			t.Errorf("%+v: %v, want %v", test.parameters, got, test.want)
 		}
+	}
+}
+
+// A kernel on which case after case waits in vain is not waited for as long.
+func TestPatienceEnds(t *testing.T) {
+	e := &Environment{Network: &network.Network{}}
+	patience := func() (now time.Duration) {
+		tryOn(e, Instance{Case: &Case{Name: "test/patience", run: func(t *T) { now = t.Patience() }}})
+		return now
+	}
+	full := patience()
+	for range vainCases {
+		if now := patience(); now != full {
+			t.Errorf("the patience is %v before the last case that waits in vain, %v at first", now, full)
+		}
+		tryOn(e, Instance{Case: &Case{Name: "test/fails", run: func(t *T) { t.Errorf("at once") }}})
+		tryOn(e, Instance{Case: &Case{Name: "test/waits", run: func(t *T) {
+			t.Eventually("pigs fly", func() bool { return false })
+		}}})
+	}
+	if now := patience(); now >= full {
+		t.Errorf("the patience is %v after %d cases that waited in vain, %v at first", now, vainCases, full)
 	}
 }
