@@ -230,7 +230,7 @@ func TestBrokenSeries(t *testing.T) {
 		}},
 	} {
 		t.Run(test.series, func(t *testing.T) {
-			got := zcvet(t, "run", "--kernel", "6.12", "--series", testdata(test.series), "--suite", "counter")
+			got := zcvet(t, "run", "--kernel", "6.12", "--series", testdata(test.series), "--suite", "counter", "--parallel", "1")
 			got.requireCode(t, test.code)
 			got.requireSaid(t, test.say...)
 			if got.run == nil || got.run.Exit.Code != test.code {
