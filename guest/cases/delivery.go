@@ -246,11 +246,14 @@ var _ = add(Case{
 })
 
 // receiveErrors makes the error queue hold network errors too.
-func receiveErrors(s *Socket) {
+func receiveErrors(s *Socket) { setReceiveErrors(s, 1) }
+
+func setReceiveErrors(s *Socket, value int) {
+	s.t.Helper()
 	if s.t.Family == network.IPv6 {
-		SetOption(unix.SOL_IPV6, unix.IPV6_RECVERR, 1)(s)
+		SetOption(unix.SOL_IPV6, unix.IPV6_RECVERR, value)(s)
 	} else {
-		SetOption(unix.SOL_IP, unix.IP_RECVERR, 1)(s)
+		SetOption(unix.SOL_IP, unix.IP_RECVERR, value)(s)
 	}
 }
 
@@ -535,11 +538,7 @@ var _ = add(Case{
 		queue.Separate() // an established connection has its errors elsewhere
 	}
 	queue.Send()
-	level, option := unix.SOL_IP, unix.IP_RECVERR
-	if t.Family == network.IPv6 {
-		level, option = unix.SOL_IPV6, unix.IPV6_RECVERR
-	}
-	SetOption(level, option, 0)(queue.Sender)
+	setReceiveErrors(queue.Sender, 0)
 	entries := queue.Sender.Drain()
 	expectRanges(t, notify.OnlyZerocopy(entries), "[0,0] [1,1]", "nobody will ever say again that these buffers are free")
 	for _, entry := range entries {

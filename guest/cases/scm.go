@@ -392,17 +392,13 @@ var _ = add(Case{
 func (t *T) requestAcrossNetworkError() (*Socket, *ErrorEdges) {
 	t.Helper()
 	profile := t.Profile()
-	level, option := unix.SOL_IP, unix.IP_RECVERR
-	if t.Family == network.IPv6 {
-		level, option = unix.SOL_IPV6, unix.IPV6_RECVERR
-	}
 	receiver := t.Bound(ReceiverEnd)
 	unused := t.Bound(ReceiverEnd)
 	closed := unused.Local()
 	unused.Close()
 	sender := t.Socket(SenderEnd)
 	sender.SetZerocopy(true)
-	SetOption(level, option, 1)(sender)
+	receiveErrors(sender)
 	edges := sender.WatchErrors()
 	data := t.Payload(64, 1)
 	to := notify.Address(receiver.Local())

@@ -133,11 +133,7 @@ var failures = map[string]failure{
 		prepare: func(t *T, q *Queue, message *notify.Message) {
 			// With IP_RECVERR a datagram that the device's queue has no room
 			// for is an error.
-			level, option := unix.SOL_IP, unix.IP_RECVERR
-			if t.Family == network.IPv6 {
-				level, option = unix.SOL_IPV6, unix.IPV6_RECVERR
-			}
-			SetOption(level, option, 1)(q.Sender)
+			receiveErrors(q.Sender)
 			SetOption(unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 64<<20)(q.Sender)
 			t.NIC().Hold(true)
 			message.Buffers = [][]byte{message.Buffers[0][:1]}

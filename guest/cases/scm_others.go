@@ -73,11 +73,7 @@ var _ = add(Case{
 	Needs:  scm,
 }, func(t *T) {
 	queue := t.NewQueue()
-	if t.Family == network.IPv6 {
-		SetOption(unix.SOL_IPV6, unix.IPV6_RECVERR, 1)(queue.Sender)
-	} else {
-		SetOption(unix.SOL_IP, unix.IP_RECVERR, 1)(queue.Sender)
-	}
+	receiveErrors(queue.Sender)
 	dontFragment(t, queue.Sender)
 	tooLong := func() {
 		t.Helper()
