@@ -296,15 +296,7 @@ func (t *T) transmitted() uint64 {
 // case.
 func (t *T) probeForLoss() {
 	t.Helper()
-	const file = "/proc/sys/net/ipv4/tcp_early_retrans"
-	before, err := os.ReadFile(file)
-	t.Check(err, "read a sysctl")
-	t.Check(sys.WriteFile(file, []byte("3")), "switch tail loss probes on")
-	t.Cleanup(func() {
-		if err := sys.WriteFile(file, before); err != nil {
-			t.Errorf("restore a sysctl: %v", err)
-		}
-	})
+	t.Check(changeSysctl(t, SenderEnd, "net/ipv4/tcp_early_retrans", "3"), "switch tail loss probes on")
 }
 
 // disturb adds rules for what the sender transmits, and returns the check that

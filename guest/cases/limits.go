@@ -5,8 +5,6 @@ package cases
 import (
 	"errors"
 	"fmt"
-	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -27,14 +25,7 @@ const mostSends = 64
 // limitOptmem sets net.core.optmem_max for the case. It ends the case.
 func limitOptmem(t *T, bytes int) {
 	t.Helper()
-	before, err := os.ReadFile(optmemMax)
-	t.Check(err, "read optmem_max")
-	t.Check(sys.WriteFile(optmemMax, fmt.Appendf(nil, "%d", bytes)), "lower optmem_max")
-	t.Cleanup(func() {
-		if err := sys.WriteFile(optmemMax, []byte(strings.TrimSpace(string(before)))); err != nil {
-			t.Errorf("restore optmem_max: %v", err)
-		}
-	})
+	t.Check(changeSysctl(t, SenderEnd, "net/core/optmem_max", fmt.Sprint(bytes)), "set optmem_max")
 }
 
 var _ = add(Case{

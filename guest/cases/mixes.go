@@ -296,6 +296,15 @@ func allowFastOpen(t *T) {
 // where the kernel has none of that name. It ends the case.
 func setSysctl(t *T, end End, name, value string) {
 	t.Helper()
+	err := changeSysctl(t, end, name, value)
+	if errors.Is(err, os.ErrNotExist) {
+		t.Skipf("this kernel has no sysctl %s", name)
+	}
+	t.Check(err, "set "+name)
+}
+
+// changeSysctl sets a sysctl of the namespace of an end until the end of the case.
+func changeSysctl(t *T, end End, name, value string) error {
 	file := filepath.Join("/proc/sys", name)
 	within := func(f func() error) error {
 		if end == SenderEnd {
@@ -310,16 +319,16 @@ func setSysctl(t *T, end End, name, value string) {
 		}
 		return sys.WriteFile(file, []byte(value))
 	})
-	if errors.Is(err, os.ErrNotExist) {
-		t.Skipf("this kernel has no sysctl %s", name)
+	if err != nil {
+		return err
 	}
-	t.Check(err, "set "+name)
 	t.Cleanup(func() {
 		restore := func() error { return sys.WriteFile(file, []byte(strings.TrimSpace(string(before)))) }
 		if err := within(restore); err != nil {
 			t.Errorf("restore %s: %v", name, err)
 		}
 	})
+	return nil
 }
 
 // synDataAcknowledged is TCPI_OPT_SYN_DATA of tcpi_options (uapi/linux/tcp.h): the
