@@ -149,6 +149,18 @@ func (q *Queue) Fill(entries int) {
 	}
 }
 
+// Account takes note of entries that were read from the error queue: notifications
+// go into the ledger, the others are timestamps that Finish does not look for.
+func (q *Queue) Account(ledger *notify.Ledger, entries ...notify.Notification) {
+	for _, entry := range entries {
+		if entry.Zerocopy() {
+			ledger.Add(entry)
+		} else {
+			q.Timestamps--
+		}
+	}
+}
+
 // Finish reads the error queue and fails the case unless, together with what is
 // in the ledger already, every zero-copy send was notified exactly once and every
 // timestamp is there, in order. It ends the case.

@@ -276,11 +276,7 @@ var _ = add(Case{
 	for range 3 { // a notification, a timestamp, a notification or the other way round
 		entry, err := notify.Next(queue.Sender.FD)
 		t.Check(err, "read the error queue")
-		if entry.Zerocopy() {
-			ledger.Add(entry)
-		} else {
-			queue.Timestamps--
-		}
+		queue.Account(&ledger, entry)
 	}
 	ledger.Add(queue.Carry(2, 0)...)
 	queue.Finish(&ledger)

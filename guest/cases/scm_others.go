@@ -55,13 +55,7 @@ var _ = add(Case{
 	if got := order(left); got != want {
 		t.Errorf("in the queue were expected %s, were %s: whoever reads it takes one send for another", want, got)
 	}
-	for _, entry := range left {
-		if entry.Zerocopy() {
-			ledger.Add(entry)
-		} else {
-			queue.Timestamps--
-		}
-	}
+	queue.Account(&ledger, left...)
 	queue.Finish(&ledger)
 })
 

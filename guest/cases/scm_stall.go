@@ -239,13 +239,7 @@ var _ = add(Case{
 }, func(t *T) {
 	waiting, stall := stalledAnswer(t, 3)
 	var ledger notify.Ledger
-	for _, entry := range waiting.queue.Sender.Drain() {
-		if entry.Zerocopy() {
-			ledger.Add(entry)
-		} else {
-			waiting.queue.Timestamps--
-		}
-	}
+	waiting.queue.Account(&ledger, waiting.queue.Sender.Drain()...)
 	waiting.putBack(stall)
 	waiting.finish(&ledger, true)
 })
@@ -264,10 +258,8 @@ var _ = add(Case{
 	case errors.Is(err, unix.EAGAIN):
 	case err != nil:
 		t.Fatalf("read the error queue: %v", err)
-	case entry.Zerocopy():
-		ledger.Add(entry)
 	default:
-		waiting.queue.Timestamps--
+		waiting.queue.Account(&ledger, entry)
 	}
 	waiting.putBack(stall)
 	waiting.finish(&ledger, true)
