@@ -110,38 +110,6 @@ func (q *Queue) expectAnswer(result uring.Completion, control []byte, capacity, 
 	ledger.Add(entries...)
 }
 
-// smallSendBuffer makes a send buffer full soon.
-func smallSendBuffer(s *Socket) { SetOption(unix.SOL_SOCKET, unix.SO_SNDBUF, 16<<10)(s) }
-
-// blockSends fills the sender's buffer with zeros, so that the next send has to
-// wait: a stream's segments stay on the wire, datagrams in the device. It returns
-// the length of each send it made, and the function that lets them go. It ends the
-// case.
-func blockSends(t *T, q *Queue) (taken []int, release func()) {
-	t.Helper()
-	if t.Proto == TCP {
-		rule := t.NIC().AddRule(nic.Rule{Port: t.NIC().Sender, Match: nic.TCPData, Action: nic.Withhold})
-		release = func() { t.NIC().RemoveRule(rule) }
-	} else {
-		t.NIC().Hold(true)
-		release = func() { t.NIC().Hold(false) }
-	}
-	// Of a stream's small segments the kernel makes larger ones when it sends them
-	// again, which leaves room for more.
-	filling := make([]byte, 1000)
-	if t.Proto == TCP {
-		filling = make([]byte, 8<<10)
-	}
-	for {
-		count, err := q.Sender.Send(filling, unix.MSG_DONTWAIT)
-		if errors.Is(err, unix.EAGAIN) {
-			return taken, release
-		}
-		t.Check(err, "fill the send buffer")
-		taken = append(taken, count)
-	}
-}
-
 func init() {
 	for _, carrier := range carriers {
 		add(Case{
@@ -175,21 +143,17 @@ func init() {
 			Axes:       OnNIC,
 			Needs:      carrier.needs(),
 		}, func(t *T) {
-			queue := t.NewQueue(smallSendBuffer)
+			queue := t.NewQueue()
 			queue.Fill(3)
 			ring := t.NewRing()
 			const capacity = 4
 			control := requestInPages(t, t.Profile(), capacity)
-			taken, release := blockSends(t, queue)
+			backlog := queue.Block()
 			number := carrier.submit(ring, queue.Sender, &notify.Message{
 				Buffers: [][]byte{queue.data}, Control: control, Flags: unix.MSG_NOSIGNAL,
 			})
 			ring.settle()
-			release()
-			for _, length := range taken {
-				queue.Receiver.MustReceive(make([]byte, length))
-			}
-			queue.Receiver.Acknowledge()
+			backlog.Receive()
 			var ledger notify.Ledger
 			queue.expectAnswer(ring.Result(number), control, capacity, len(queue.data), "[0,0] [1,1] [2,2]", &ledger)
 			carrier.complete(ring, number)
@@ -327,12 +291,12 @@ var _ = add(Case{
 	Axes:       OnNIC,
 	Needs:      []string{SCMNotification, FeatureIOURing},
 }, func(t *T) {
-	queue := t.NewQueue(smallSendBuffer)
+	queue := t.NewQueue()
 	queue.Fill(3)
 	ring := t.NewRing()
 	const capacity = 2
 	control := requestInPages(t, t.Profile(), capacity)
-	blockSends(t, queue)
+	queue.Block()
 	number := carriers[0].submit(ring, queue.Sender, &notify.Message{
 		Buffers: [][]byte{queue.data}, Control: control, Flags: unix.MSG_NOSIGNAL,
 	})
