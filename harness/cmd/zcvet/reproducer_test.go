@@ -12,7 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/zcvet/zcvet/harness/checkout"
 	"github.com/zcvet/zcvet/harness/report"
 	"github.com/zcvet/zcvet/patches/mutants"
 )
@@ -74,18 +73,7 @@ func TestReproducersOnMutants(t *testing.T) {
 	if got.code != 0 {
 		t.Fatalf("exit %d, want 0: every mutant shows in a case", got.code)
 	}
-	root, err := checkout.Find()
-	if err != nil {
-		t.Fatal(err)
-	}
-	set, err := mutants.Load("6.12")
-	if err != nil {
-		t.Fatal(err)
-	}
-	series := filepath.Join(t.TempDir(), "mutants")
-	if err := set.WriteSeries(series, root, mutants.None); err != nil {
-		t.Fatal(err)
-	}
+	series := revisions(t)("mutants", mutants.None)
 
 	arguments := []string{"--kernel", "6.12", "--series", series}
 	var lines []string
