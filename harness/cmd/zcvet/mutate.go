@@ -19,6 +19,9 @@ import (
 	"github.com/zcvet/zcvet/patches/mutants"
 )
 
+// enoughKills is how many failed cases are enough for a mutant by default.
+const enoughKills = 2
+
 func (a *app) mutateCommand() *cobra.Command {
 	var options vet.Options
 	var what vet.MutateOptions
@@ -49,7 +52,7 @@ fault; the others are those of zcvet run.`,
 	flags.StringVar(&what.Pattern, "mutant", "", "mutants: names, areas (scm, zerocopy) and checklist ids, with * (default all)")
 	flags.StringVar(&options.Suite, "suite", suite.Everything, "cases that may run, as in zcvet run")
 	flags.BoolVar(&what.All, "all", false, "run every case on every mutant and show who else notices")
-	flags.IntVar(&what.Kills, "kills", 2, "failed cases that are enough for a mutant, 0 runs all that cover its ids")
+	flags.IntVar(&what.Kills, "kills", enoughKills, "failed cases that are enough for a mutant, 0 runs all that cover its ids")
 	flags.IntVar(&what.Parallel, "parallel", 2*runtime.NumCPU(), "machines at a time; those of mutants wait more than they work")
 	flags.StringVar(&options.Out, "out", "", "directory of the results (default a new one in results/, and results/latest)")
 	flags.Int64Var(&options.Seed, "seed", 1, "seed of everything random")
@@ -88,19 +91,12 @@ func (a *app) mutate(command *cobra.Command, options vet.Options, what vet.Mutat
 
 // repeatMutate is the command that does the same again.
 func repeatMutate(options vet.Options, what vet.MutateOptions) string {
-	arguments := []string{"zcvet", "mutate", "--kernel", options.Kernel}
-	add := func(differs bool, words ...string) {
-		if differs {
-			arguments = append(arguments, words...)
-		}
-	}
-	add(options.Config != "default", "--config", options.Config)
-	add(options.Accelerator != "auto", "--accel", options.Accelerator)
-	add(options.CPU != "", "--cpu", options.CPU)
+	arguments := append([]string{"zcvet", "mutate"}, kernelArguments(options)...)
+	add := adder(&arguments)
 	add(what.Pattern != "", "--mutant", what.Pattern)
 	add(options.Suite != suite.Everything, "--suite", options.Suite)
 	add(what.All, "--all")
-	add(what.Kills != 3, "--kills", strconv.Itoa(what.Kills))
+	add(what.Kills != enoughKills, "--kills", strconv.Itoa(what.Kills))
 	add(options.Seed != 1, "--seed", strconv.FormatInt(options.Seed, 10))
 	return shellescape.QuoteCommand(arguments)
 }
