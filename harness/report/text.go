@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/zcvet/zcvet/harness/fault"
+	"github.com/zcvet/zcvet/harness/paragraph"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
 
@@ -61,20 +61,10 @@ func (m mail) line(format string, args ...any) { fmt.Fprintf(m.out, format+"\n",
 // wrap writes text in lines of at most 72 columns.
 func (m mail) wrap(first, indent, text string) {
 	prefix := first
-	for paragraph := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
-		line := prefix
-		empty := true
-		for word := range strings.FieldsSeq(paragraph) {
-			if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > columns {
-				m.line("%s", line)
-				line, empty = indent, true
-			}
-			if !empty {
-				line += " "
-			}
-			line, empty = line+word, false
+	for part := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
+		for _, line := range paragraph.Lines(part, prefix, indent, columns) {
+			m.line("%s", line)
 		}
-		m.line("%s", strings.TrimRight(line, " "))
 		prefix = indent
 	}
 }

@@ -13,10 +13,10 @@ import (
 	"sync"
 	"text/template"
 	"unicode"
-	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/zcvet/zcvet/harness/paragraph"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
 
@@ -315,8 +315,8 @@ func (p *program) comment(root bool) string {
 	c := p.about.Case
 	var text strings.Builder
 	text.WriteString("// SPDX-License-Identifier: BSD-3-Clause\n/*\n")
-	write := func(paragraph string) {
-		for _, line := range wrap(paragraph, 74) {
+	write := func(words string) {
+		for _, line := range wrap(words, 74) {
 			text.WriteString(strings.TrimRight(" * "+line, " ") + "\n")
 		}
 	}
@@ -352,24 +352,12 @@ func (p *program) comment(root bool) string {
 	return text.String()
 }
 
-// wrap breaks a paragraph into lines, as far as its words allow.
-func wrap(paragraph string, columns int) []string {
-	if strings.HasPrefix(paragraph, " ") {
-		return []string{paragraph}
+// wrap breaks a paragraph of a comment into lines. One that is indented is a line.
+func wrap(text string, columns int) []string {
+	if strings.HasPrefix(text, " ") {
+		return []string{text}
 	}
-	lines := []string{""}
-	for word := range strings.FieldsSeq(comment(paragraph)) {
-		last := &lines[len(lines)-1]
-		switch {
-		case *last == "":
-			*last = word
-		case utf8.RuneCountInString(*last)+1+utf8.RuneCountInString(word) > columns:
-			lines = append(lines, word)
-		default:
-			*last += " " + word
-		}
-	}
-	return lines
+	return paragraph.Lines(comment(text), "", "", columns)
 }
 
 // printable is one line of a text of unknown origin.
