@@ -82,8 +82,13 @@ func (m *Memory) Fill(seed byte) { Pattern(m.data, seed) }
 // Pattern fills data as [Memory.Fill] does.
 func Pattern(data []byte, seed byte) {
 	for i := range data {
-		data[i] = seed*31 + byte(i) + byte(i>>8)*7 + byte(i>>16)*13
+		data[i] = PatternByte(seed*31, i)
 	}
+}
+
+// PatternByte is the byte at an offset of a pattern that begins with first.
+func PatternByte(first byte, offset int) byte {
+	return first + byte(offset) + byte(offset>>8)*7 + byte(offset>>16)*13
 }
 
 // Bits of a /proc/PID/pagemap entry (Documentation/admin-guide/mm/pagemap.rst).

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/zcvet/zcvet/guest/notify"
 	"github.com/zcvet/zcvet/guest/trace"
 )
 
@@ -107,7 +108,7 @@ func (p *program) content(piece trace.Memory, from int64) (place string, err err
 	if length == 0 {
 		return "NULL", nil
 	}
-	if len(kept) > piece.Length || int64(len(kept)) < length && len(kept) == 0 && kept != nil {
+	if len(kept) > piece.Length || kept != nil && len(kept) == 0 {
 		return "", impossible("the data of a send is not recorded")
 	}
 	m, offset := p.mapping(piece)
@@ -132,11 +133,8 @@ func (p *program) content(piece trace.Memory, from int64) (place string, err err
 		return place, nil
 	}
 	// The usual pattern begins with the mapping.
-	first := kept[0] - patterned(0, offset)
-	whole := true
-	for i, b := range kept {
-		whole = whole && b == patterned(first, offset+int64(i))
-	}
+	first := kept[0] - notify.PatternByte(0, int(offset))
+	whole := continues(kept, first, int(offset))
 	switch {
 	case whole && m.pattern != nil && *m.pattern == first && len(m.written) == 0, m.written[offset] == key(kept, length):
 		return place, nil
@@ -157,11 +155,6 @@ func (p *program) content(piece trace.Memory, from int64) (place string, err err
 
 func key(kept []byte, length int64) string { return fmt.Sprint(length, " ", string(kept)) }
 
-// patterned is a byte of the pattern that fill writes.
-func patterned(first byte, i int64) byte {
-	return first + byte(i) + byte(i>>8)*7 + byte(i>>16)*13
-}
-
 // write is the statement that fills memory with what is known of its content; the
 // rest is the pattern, of which it may be a part.
 func write(place string, length int64, kept []byte) string {
@@ -180,9 +173,14 @@ func write(place string, length int64, kept []byte) string {
 	return fmt.Sprintf("fill(%s, %d, %d);\nmemcpy(%s, %s, %d);", place, length, kept[0], place, quote(kept), len(kept))
 }
 
-func isPattern(kept []byte) bool {
+// isPattern tells whether memory holds what fill writes.
+func isPattern(kept []byte) bool { return continues(kept, kept[0], 0) }
+
+// continues tells whether memory at an offset holds the pattern that begins with
+// first.
+func continues(kept []byte, first byte, offset int) bool {
 	for i, b := range kept {
-		if b != patterned(kept[0], int64(i)) {
+		if b != notify.PatternByte(first, offset+i) {
 			return false
 		}
 	}

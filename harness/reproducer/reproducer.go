@@ -43,6 +43,9 @@ func (i Impossible) Error() string { return string(i) }
 
 func impossible(format string, args ...any) error { return Impossible(fmt.Sprintf(format, args...)) }
 
+// errOverlap is why a program cannot make the calls one after the other.
+var errOverlap = impossible("two threads were in the kernel at the same time, and it depends on which was first")
+
 // Limits of a program that a person reads.
 const (
 	mostBlocks = 200
@@ -118,11 +121,11 @@ func (p *program) relevant(record *trace.Record) (calls []trace.Call, failure st
 		case c.Name == trace.Beyond:
 			return nil, "", impossible("it needs %s, beside system calls", printable(c.Text(0)))
 		case !c.Returned && i != len(calls)-1:
-			return nil, "", impossible("two threads were in the kernel at the same time, and it depends on which was first")
+			return nil, "", errOverlap
 		}
 		for j := i - 1; j >= 0 && !isMark(c) && calls[j].Ended > c.Began; j-- {
 			if calls[j].Thread != c.Thread && !isMark(&calls[j]) {
-				return nil, "", impossible("two threads were in the kernel at the same time, and it depends on which was first")
+				return nil, "", errOverlap
 			}
 		}
 	}
