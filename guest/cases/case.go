@@ -219,9 +219,15 @@ func (i Instance) Describe() link.Instance {
 
 // Find returns the instance with an id.
 func Find(id string) (Instance, error) {
-	for _, instance := range Instances() {
-		if instance.ID() == id {
-			return instance, nil
+	for _, c := range registry {
+		// A 32-bit task looks for one of thousands each time it starts.
+		if !strings.HasPrefix(id, c.Name) {
+			continue
+		}
+		for _, instance := range c.Instances() {
+			if instance.ID() == id {
+				return instance, nil
+			}
 		}
 	}
 	return Instance{}, fmt.Errorf("no case is called %q", id)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -53,7 +54,8 @@ func (c *Case) inTask() (Case, func(*T)) {
 	group, behaviour, _ := strings.Cut(c.Name, "/")
 	declared.Name = group + "/" + in32Bit + "/" + behaviour
 	declared.Doc = c.Doc + " (in a 32-bit task)"
-	declared.Covers = append([]string{"N08"}, withoutString(c.Covers, "N08")...)
+	others := slices.DeleteFunc(slices.Clone(c.Covers), func(id string) bool { return id == "N08" })
+	declared.Covers = append([]string{"N08"}, others...)
 	declared.Axes = c.Axes.On(network.Loopback)
 	declared.Needs = append([]string{ThirtyTwoBit}, c.Needs...)
 	declared.In32Bit = false
@@ -62,16 +64,6 @@ func (c *Case) inTask() (Case, func(*T)) {
 		original.Case = c
 		t.runTask(original)
 	}
-}
-
-func withoutString(list []string, unwanted string) []string {
-	var left []string
-	for _, s := range list {
-		if s != unwanted {
-			left = append(left, s)
-		}
-	}
-	return left
 }
 
 // runTask runs an instance in a 32-bit task; what comes out there becomes the
