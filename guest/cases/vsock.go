@@ -4,6 +4,7 @@ package cases
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"slices"
 	"strings"
@@ -28,8 +29,18 @@ func vsockPair(t *T, kind vsockKind) *Pair {
 	t.Helper()
 	listener := t.SocketOf(ReceiverEnd, unix.AF_VSOCK, kind.kind, 0)
 	t.Check(sys.Bind(listener.FD, &unix.SockaddrVM{CID: unix.VMADDR_CID_LOCAL, Port: unix.VMADDR_PORT_ANY}), "bind")
-	listener.Listen()
 	sender := t.SocketOf(SenderEnd, unix.AF_VSOCK, kind.kind, 0)
+	// Room for all that a case sends, whether or not it has been read: a send that
+	// has to wait for room goes on with another id, because the transport gets each
+	// piece for itself (vsock_connectible_sendmsg). What may be on its way is bounded
+	// by the sender's size too.
+	for _, socket := range []*Socket{listener, sender} {
+		for _, option := range []int{unix.SO_VM_SOCKETS_BUFFER_MAX_SIZE, unix.SO_VM_SOCKETS_BUFFER_SIZE} {
+			size := binary.NativeEndian.AppendUint64(nil, 4<<20)
+			t.Check(sys.SetsockoptBytes(socket.FD, unix.AF_VSOCK, option, size), "make room for what is sent")
+		}
+	}
+	listener.Listen()
 	sender.SetZerocopy(true)
 	sender.Connect(listener)
 	receiver := listener.Accept()
