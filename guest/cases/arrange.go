@@ -200,6 +200,14 @@ func (s *Socket) Acknowledge() {
 	}
 }
 
+// tcpInfo ends the case if the kernel has no answer.
+func (s *Socket) tcpInfo() *unix.TCPInfo {
+	s.t.Helper()
+	info, err := unix.GetsockoptTCPInfo(s.FD, unix.IPPROTO_TCP, unix.TCP_INFO)
+	s.t.Check(err, "TCP_INFO")
+	return info
+}
+
 // AwaitAcknowledged waits until a stream's peer has acknowledged everything. The
 // question takes the socket's lock, so the segments are released by then. It
 // does nothing for datagrams. It ends the case.
@@ -209,8 +217,7 @@ func (s *Socket) AwaitAcknowledged() {
 		return
 	}
 	s.t.Eventually("everything is acknowledged", func() bool {
-		info, err := unix.GetsockoptTCPInfo(s.FD, unix.IPPROTO_TCP, unix.TCP_INFO)
-		s.t.Check(err, "TCP_INFO")
+		info := s.tcpInfo()
 		return info.Unacked == 0 && info.Notsent_bytes == 0
 	})
 }
@@ -222,9 +229,7 @@ func (s *Socket) retransmitted() bool {
 	if s.t.Proto != TCP {
 		return false
 	}
-	info, err := unix.GetsockoptTCPInfo(s.FD, unix.IPPROTO_TCP, unix.TCP_INFO)
-	s.t.Check(err, "TCP_INFO")
-	return info.Total_retrans > 0
+	return s.tcpInfo().Total_retrans > 0
 }
 
 // ExpectNothing ends the case as failed if a notification has come; why says what

@@ -39,6 +39,7 @@ func (q *Queue) Block() *Backlog {
 	filling := make([]byte, 1000)
 	if q.t.Proto == TCP {
 		SetOption(unix.SOL_SOCKET, unix.SO_SNDBUF, 64<<10)(q.Sender)
+		b.fillWindow()
 		filling = make([]byte, 16<<10)
 	}
 	settled := q.t.Proto == UDP
@@ -50,8 +51,9 @@ func (q *Queue) Block() *Backlog {
 			}
 			// What is on its way makes room when it is acknowledged, so a
 			// full buffer says something only after that.
-			time.Sleep(time.Millisecond)
-			settled = q.Sender.atZeroWindow()
+			if settled = q.Sender.atZeroWindow(); !settled {
+				time.Sleep(time.Millisecond)
+			}
 			continue
 		}
 		q.t.Check(err, "fill the send buffer")
@@ -60,13 +62,36 @@ func (q *Queue) Block() *Backlog {
 	}
 }
 
+// fillWindow sends as much as the peer of a stream takes without reading. What is
+// a little too long for the window would be kept back until a timer of a fifth of
+// a second probes the peer (tcp_probe_timer), so that each send is as long as the
+// window is at that moment. It ends the case.
+func (b *Backlog) fillWindow() {
+	b.queue.t.Helper()
+	sender := b.queue.Sender
+	b.queue.t.Eventually("the peer's window is full", func() bool {
+		info := sender.tcpInfo()
+		if info.Unacked > 0 || info.Notsent_bytes > 0 {
+			b.queue.Receiver.Acknowledge()
+			return false
+		}
+		if info.Snd_wnd == 0 {
+			return true
+		}
+		sent := make([]byte, info.Snd_wnd)
+		count, err := sender.Send(sent, unix.MSG_DONTWAIT)
+		b.queue.t.Check(err, "fill the peer's window")
+		b.sends = append(b.sends, sent[:count])
+		return false
+	})
+}
+
 // atZeroWindow tells whether the peer of a stream takes no more and nothing is on
 // its way, so that the buffer stays as it is until the peer reads. It ends the
 // case.
 func (s *Socket) atZeroWindow() bool {
 	s.t.Helper()
-	info, err := unix.GetsockoptTCPInfo(s.FD, unix.IPPROTO_TCP, unix.TCP_INFO)
-	s.t.Check(err, "TCP_INFO")
+	info := s.tcpInfo()
 	return info.Unacked == 0 && info.Notsent_bytes > 0 && info.Snd_wnd == 0
 }
 

@@ -359,9 +359,7 @@ var _ = add(Case{
 		}
 		receiver := listener.Accept()
 		receiver.MustReceive(data[:count])
-		info, err := unix.GetsockoptTCPInfo(sender.FD, unix.IPPROTO_TCP, unix.TCP_INFO)
-		t.Check(err, "TCP_INFO")
-		if info.Options&synDataAcknowledged == 0 {
+		if sender.tcpInfo().Options&synDataAcknowledged == 0 {
 			t.Fatalf("the SYN carried no data, so this was no fast open")
 		}
 		// The count goes on as on any other connection.
@@ -397,7 +395,7 @@ var _ = add(Case{
 	t.Check(err, "send with MSG_FASTOPEN")
 	server := listener.Accept()
 	server.MustReceive(request)
-	if state := tcpState(t, server); state != tcpSynReceived {
+	if state := server.tcpInfo().State; state != tcpSynReceived {
 		t.Fatalf("the handshake's last segment is withheld, yet the server's connection is in state %d and not in SYN_RECV", state)
 	}
 	answer := t.Payload(1000, 2)
@@ -413,13 +411,6 @@ var _ = add(Case{
 
 // tcpSynReceived is TCP_SYN_RECV (include/net/tcp_states.h).
 const tcpSynReceived = 3
-
-func tcpState(t *T, s *Socket) int {
-	t.Helper()
-	info, err := unix.GetsockoptTCPInfo(s.FD, unix.IPPROTO_TCP, unix.TCP_INFO)
-	t.Check(err, "TCP_INFO")
-	return int(info.State)
-}
 
 var _ = add(Case{
 	Name:   "mixes/sendfile-and-splice",
