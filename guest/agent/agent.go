@@ -242,7 +242,7 @@ func (a *Agent) runCase(id string, parameters link.Parameters) error {
 		end.Trace = a.packTrace()
 	}
 	a.tainted = end.Tainted
-	if err := a.system.Print(link.EndMark(id)); err != nil {
+	if err := a.system.Print(link.EndMark); err != nil {
 		return fmt.Errorf("mark the case on the console: %w", err)
 	}
 	return a.host.Send(link.KindCaseEnd, end)

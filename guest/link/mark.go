@@ -8,25 +8,21 @@ import "strings"
 // that what the kernel prints there can be put down to the right case: link and
 // console are two streams, and only within one of them is there an order.
 
-const (
-	startMark = "zcvet: case "
-	endMark   = "zcvet: end "
-)
+const startMark = "zcvet: case "
+
+// EndMark is the console line that comes after everything the case of the last
+// StartMark caused while it ran. It is short because the console is slow: each
+// character of it is an exit to QEMU.
+const EndMark = "zcvet: end"
 
 // StartMark is the console line that comes before anything a case can cause.
 func StartMark(id string) string { return startMark + id }
 
-// EndMark is the console line that comes after everything a case caused while it
-// ran.
-func EndMark(id string) string { return endMark + id }
-
 // ParseMark finds a mark in a console line, behind whatever the kernel put in
-// front of it.
+// front of it. Only a StartMark has an id.
 func ParseMark(line string) (id string, start, ok bool) {
-	for _, mark := range []string{startMark, endMark} {
-		if i := strings.Index(line, mark); i >= 0 {
-			return strings.TrimSpace(line[i+len(mark):]), mark == startMark, true
-		}
+	if _, id, start = strings.Cut(line, startMark); start {
+		return strings.TrimSpace(id), true, true
 	}
-	return "", false, false
+	return "", false, strings.HasSuffix(strings.TrimRight(line, "\r"), EndMark)
 }

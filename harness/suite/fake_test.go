@@ -234,7 +234,7 @@ func (fakeSnapshot) Close() error { return nil }
 
 // end is what the agent does at the end of a case.
 func (vm *fakeVM) end(conn *link.Conn, result link.CaseEnd) {
-	vm.console("[    4.000000] " + link.EndMark(result.ID))
+	vm.console("[    4.000000] " + link.EndMark)
 	_ = conn.Send(link.KindCaseEnd, result)
 }
 

@@ -113,7 +113,7 @@ func (s *session) consoleLine(line string) {
 	s.collect(err)
 	if marked && !start {
 		s.lock.Lock()
-		s.ended[id] = true
+		s.ended[s.shown] = true
 		s.lock.Unlock()
 		signal(s.marked)
 	}

@@ -252,7 +252,8 @@ func TestConsoleMayBeAhead(t *testing.T) {
 	ahead := func(vm *fakeVM, conn *link.Conn, id string) {
 		if id == "a" {
 			for _, other := range lab.instances {
-				vm.console("[    4.000000] " + link.EndMark(other))
+				vm.console("[    4.000000] " + link.StartMark(other))
+				vm.console("[    4.000000] " + link.EndMark)
 			}
 		}
 		_ = conn.Send(link.KindCaseEnd, link.CaseEnd{ID: id, Status: "pass"})
