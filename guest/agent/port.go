@@ -15,8 +15,8 @@ import (
 )
 
 // descriptor reads and writes a blocking descriptor by plain system calls. Go's
-// poller loses wake-ups on a virtio-serial port, and a blocked thread is all a
-// port of one owner costs.
+// poller loses wake-ups on a file that several processes have, as a worker's end
+// of its connection is had by PID 1 until the worker has started.
 type descriptor int
 
 // Read reads at least one byte. It returns io.EOF at the end of the stream.
@@ -54,14 +54,19 @@ func (d descriptor) Write(data []byte) (int, error) {
 // port is the virtio-serial port of the guest link. Between the boot and the
 // host's connection, and while a restored machine waits for its new host, a read
 // finds no peer and returns at once; that is no end of the stream.
-type port struct{ descriptor }
+//
+// It is read through Go's poller: for a read that blocks, the runtime wakes a
+// thread of its own several times, and each time the worker's translations are
+// thrown away. It is opened with close-on-exec, as a port that several processes
+// have loses wake-ups.
+type port struct{ io.ReadWriter }
 
 // reconnectPause is how long a port without a host rests between two reads.
 const reconnectPause = 2 * time.Millisecond
 
 func (p port) Read(buffer []byte) (int, error) {
 	for {
-		count, err := p.descriptor.Read(buffer)
+		count, err := p.ReadWriter.Read(buffer)
 		if !errors.Is(err, io.EOF) {
 			return count, err
 		}
@@ -82,14 +87,14 @@ func openPort(class, name string, patience time.Duration) (port, error) {
 	for {
 		device, seen := findPort(class, name)
 		if device != "" {
-			fd, err := unix.Open(filepath.Join("/dev", device), unix.O_RDWR|unix.O_CLOEXEC, 0)
+			fd, err := unix.Open(filepath.Join("/dev", device), unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 			if err != nil {
-				return port{-1}, fmt.Errorf("open guest link port %s: %w", device, err)
+				return port{}, fmt.Errorf("open guest link port %s: %w", device, err)
 			}
-			return port{descriptor(fd)}, nil
+			return port{os.NewFile(uintptr(fd), name)}, nil
 		}
 		if time.Now().After(deadline) {
-			return port{-1}, fmt.Errorf("no virtio-serial port is called %q after %v; there are %q", name, patience, seen)
+			return port{}, fmt.Errorf("no virtio-serial port is called %q after %v; there are %q", name, patience, seen)
 		}
 		time.Sleep(time.Millisecond)
 	}

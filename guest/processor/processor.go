@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 
-// Package processor chooses the processors of the guest that a process runs on.
+// Package processor chooses the processors of the guest that a process runs on,
+// and how it shares them with others.
 //
 // Two processors that wake each other and flush each other's translations cost
 // an emulated machine a third of its time. So what does not need them has one.
+// And every change from one process to another throws all translations away, so
+// that on its one processor a process that is woken waits for the other to sleep.
 package processor
 
 import (
@@ -17,20 +20,22 @@ import (
 )
 
 // Confine leaves this process one processor, the first, and with it the
-// processes that it starts.
+// processes that it starts. None of them interrupts another when it is woken
+// (SCHED_BATCH).
 func Confine() error {
 	var first unix.CPUSet
 	first.Set(0)
-	return use(&first)
+	return use(&first, unix.SCHED_BATCH)
 }
 
-// Spread gives this process all processors.
+// Spread gives this process all processors, on which it runs as soon as it is
+// woken (SCHED_NORMAL).
 func Spread() error {
 	every, err := Every()
 	if err != nil {
 		return err
 	}
-	return use(every)
+	return use(every, unix.SCHED_NORMAL)
 }
 
 // Every is the set of all processors, whatever this process is left with.
@@ -59,9 +64,10 @@ func Every() (*unix.CPUSet, error) {
 	return &every, nil
 }
 
-// use moves all threads of the process. One that comes meanwhile has the set of
+// use moves all threads of the process to the processors and has them scheduled by
+// the policy. One that comes meanwhile has the set of
 // the thread it came from, so that those that came are looked for again.
-func use(set *unix.CPUSet) error {
+func use(set *unix.CPUSet, policy uint32) error {
 	runtime.GOMAXPROCS(set.Count())
 	moved := map[int]bool{}
 	for {
@@ -77,6 +83,10 @@ func use(set *unix.CPUSet) error {
 			}
 			if err := unix.SchedSetaffinity(id, set); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("processors of thread %d: %w", id, err)
+			}
+			attributes := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: policy}
+			if err := unix.SchedSetAttr(id, attributes, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("scheduling policy of thread %d: %w", id, err)
 			}
 			moved[id], fresh = true, true
 		}

@@ -3,6 +3,7 @@
 package processor_test
 
 import (
+	"errors"
 	"os"
 	"runtime"
 	"strconv"
@@ -34,6 +35,20 @@ func sets(t *testing.T) map[int]unix.CPUSet {
 	return found
 }
 
+func expectPolicy(t *testing.T, thread int, want uint32) {
+	t.Helper()
+	attributes, err := unix.SchedGetAttr(thread, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if attributes.Policy != want {
+		t.Errorf("thread %d has the scheduling policy %d where %d was expected", thread, attributes.Policy, want)
+	}
+}
+
 func TestConfineAndSpread(t *testing.T) {
 	var allowed unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
@@ -57,6 +72,7 @@ func TestConfineAndSpread(t *testing.T) {
 		if set.Count() != 1 || !set.IsSet(0) {
 			t.Errorf("thread %d has %d processors after Confine", id, set.Count())
 		}
+		expectPolicy(t, id, unix.SCHED_BATCH)
 	}
 	if confined, err := processor.Every(); err != nil || *confined != *every {
 		t.Errorf("a confined process sees %d processors of %d, %v", confined.Count(), every.Count(), err)
@@ -68,6 +84,7 @@ func TestConfineAndSpread(t *testing.T) {
 		if set != *every {
 			t.Errorf("thread %d has %d processors after Spread", id, set.Count())
 		}
+		expectPolicy(t, id, unix.SCHED_NORMAL)
 	}
 	if runtime.GOMAXPROCS(0) != every.Count() {
 		t.Errorf("GOMAXPROCS is %d with %d processors", runtime.GOMAXPROCS(0), every.Count())
