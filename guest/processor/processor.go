@@ -65,8 +65,8 @@ func Every() (*unix.CPUSet, error) {
 }
 
 // use moves all threads of the process to the processors and has them scheduled by
-// the policy. One that comes meanwhile has the set of
-// the thread it came from, so that those that came are looked for again.
+// the policy. One that comes meanwhile has those of the thread it came from, so that
+// threads are looked for until none is new.
 func use(set *unix.CPUSet, policy uint32) error {
 	runtime.GOMAXPROCS(set.Count())
 	moved := map[int]bool{}
