@@ -232,10 +232,24 @@ func (c *Counters) Held(pages []uint64) ([]uint64, error) {
 	return held, nil
 }
 
-// FlushBatches makes every processor let go of the pages that it keeps a
-// reference to only because it has not put them on a list yet. Before that a
-// page that was mapped a moment ago can seem to be held. The caller's thread may
-// run on any processor afterwards.
+// FlushBatch makes the processor that the caller's thread runs on let go of the
+// pages that it keeps a reference to only because it has not put them on a list
+// yet. Before that a page that was mapped a moment ago can seem to be held.
+func FlushBatch() error {
+	page, err := unix.Mmap(-1, 0, notify.PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return fmt.Errorf("mmap: %w", err)
+	}
+	defer func() { _ = unix.Munmap(page) }()
+	// Locking memory flushes the batches of the processor it runs on
+	// (mlock_vma_pages_range), in every kernel since 5.18.
+	if err := errors.Join(unix.Mlock(page), unix.Munlock(page)); err != nil {
+		return fmt.Errorf("flush the batch of a processor: %w", err)
+	}
+	return nil
+}
+
+// FlushBatches is FlushBatch for all processors, by a visit to each.
 func FlushBatches() error {
 	var allowed unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
@@ -246,21 +260,17 @@ func FlushBatches() error {
 		return err
 	}
 	defer func() { _ = unix.SchedSetaffinity(0, &allowed) }()
-	page, err := unix.Mmap(-1, 0, notify.PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return fmt.Errorf("mmap: %w", err)
-	}
-	defer func() { _ = unix.Munmap(page) }()
 	for number := range int(unsafe.Sizeof(*every)) * 8 {
 		if !every.IsSet(number) {
 			continue
 		}
 		var one unix.CPUSet
 		one.Set(number)
-		// Locking memory flushes the batches of the processor it runs on
-		// (mlock_vma_pages_range), in every kernel since 5.18.
-		if err := errors.Join(unix.SchedSetaffinity(0, &one), unix.Mlock(page), unix.Munlock(page)); err != nil {
-			return fmt.Errorf("flush the batches of processor %d: %w", number, err)
+		if err := unix.SchedSetaffinity(0, &one); err != nil {
+			return fmt.Errorf("visit processor %d: %w", number, err)
+		}
+		if err := FlushBatch(); err != nil {
+			return err
 		}
 	}
 	return nil

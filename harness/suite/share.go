@@ -53,16 +53,24 @@ func share(ctx context.Context, first *runner, instances []link.Instance) (*Resu
 }
 
 // deal gives each of so many machines its share. The cases that destroy a machine
-// take long, and are dealt out for themselves.
+// take long, and are dealt out for themselves. So do those on some links, which
+// follow each other in the same order in every case: each case is dealt out from
+// another machine on than the one before.
 func deal(instances []link.Instance, machines int) [][]link.Instance {
 	shares := make([][]link.Instance, machines)
-	next := 0
 	for _, destroys := range []bool{false, true} {
+		next, named, name := 0, 0, ""
 		for _, instance := range instances {
-			if instance.Destroys == destroys {
-				shares[next%machines] = append(shares[next%machines], instance)
-				next++
+			if instance.Destroys != destroys {
+				continue
 			}
+			if instance.Name != name {
+				name = instance.Name
+				next = named
+				named++
+			}
+			shares[next%machines] = append(shares[next%machines], instance)
+			next++
 		}
 	}
 	return shares
