@@ -85,11 +85,24 @@ func (w *watch) evidence(c *verdict.Case, said []string) {
 	c.Evidence = &verdict.Evidence{Console: said}
 	if record := w.result.Traces[c.ID]; record != nil {
 		style := trace.Style{Constant: w.Parameters.Constant, ABI: w.Parameters.ABI}
-		c.Evidence.Calls = ends(record.Text(style))
+		c.Evidence.Calls = ends(ledToFailure(record).Text(style))
 	}
 	if err := w.session.vm.SaveEvidence(c.ID); err != nil {
 		w.console.note("evidence of %s: %v", c.ID, err)
 	}
+}
+
+// ledToFailure is the record up to the last expectation that failed, or the whole
+// of it if none did. The rest gives things back, and a case can have many.
+func ledToFailure(record *trace.Record) *trace.Record {
+	for last := len(record.Calls) - 1; last >= 0; last-- {
+		if record.Calls[last].Name == trace.Failure {
+			cut := *record
+			cut.Calls = record.Calls[:last+1]
+			return &cut
+		}
+	}
+	return record
 }
 
 // ends is the beginning and the end of a long list.

@@ -72,6 +72,35 @@ func TestCallsOfAFailure(t *testing.T) {
 	}
 }
 
+// What a case gives back after its failure did not lead there.
+func TestCallsEndWithTheFailure(t *testing.T) {
+	region := make([]byte, trace.Size)
+	r := trace.NewRecorder(region)
+	r.Start("a")
+	call := func(name string) { r.End(r.Begin(name, []int64{3}, nil, 0), 0, 0, nil, nil, 0) }
+	call("listen")
+	r.Mark(trace.Failure, nil, "it does not listen")
+	for range 1000 {
+		call("close")
+	}
+	packed, err := trace.Pack(region)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lab := &laboratory{instances: []string{"a"}, behaviour: map[string]behaviour{
+		"a": func(vm *fakeVM, conn *link.Conn, id string) {
+			vm.end(conn, link.CaseEnd{ID: id, Status: "fail", Trace: packed})
+		},
+	}}
+	result, err := run(t, lab, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := callsOf(result.Cases, "a"); len(got) != 2 || !strings.HasSuffix(got[1], "it does not listen") {
+		t.Errorf("calls: %q", got)
+	}
+}
+
 // The record of a case whose kernel died is found page by page in its memory.
 func TestCallsOfACrash(t *testing.T) {
 	lab := &laboratory{
