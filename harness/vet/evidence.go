@@ -64,7 +64,7 @@ func (a *Attempt) keepEvidence(p *Prepared, outcome *suite.Result) error {
 	}
 	programs := reproduction{
 		directory: a.directory, run: a.Run, traces: outcome.Traces,
-		command: commandFor(a.options), name: results.ReproducerName,
+		command: a.options.caseCommand, name: results.ReproducerName,
 	}
 	if err := programs.keep(); err != nil {
 		return err

@@ -4,9 +4,6 @@ package vet
 
 import (
 	"slices"
-	"strconv"
-
-	"al.essio.dev/pkg/shellescape"
 
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/trace"
@@ -84,21 +81,4 @@ func (r *reproduction) about(c *verdict.Case) reproducer.About {
 		}
 	}
 	return about
-}
-
-// commandFor is the command that runs a case alone.
-func commandFor(options Options) func(id string) string {
-	return func(id string) string {
-		arguments := []string{"zcvet", "run", "--kernel", options.Kernel, "--series", options.Series}
-		if options.Revision != 0 {
-			arguments = append(arguments, "--rev", strconv.Itoa(options.Revision))
-		}
-		if options.Config != "" && options.Config != "default" {
-			arguments = append(arguments, "--config", options.Config)
-		}
-		if options.Seed != 1 {
-			arguments = append(arguments, "--seed", strconv.FormatInt(options.Seed, 10))
-		}
-		return shellescape.QuoteCommand(append(arguments, "--suite", id))
-	}
 }

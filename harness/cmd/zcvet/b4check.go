@@ -69,7 +69,7 @@ func (a *app) b4Check(command *cobra.Command, options vet.Options) error {
 	if err != nil {
 		return err
 	}
-	attempt, err := v.Begin(options, repeat(options))
+	attempt, err := v.Begin(options, options.RunCommand())
 	if err != nil {
 		return err
 	}

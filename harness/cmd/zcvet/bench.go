@@ -48,8 +48,8 @@ func (a *app) bench(ctx context.Context, options vet.Options) error {
 		return err
 	}
 	options.Accelerator = "auto" // not worth a word in the command that repeats this
-	arguments := append([]string{"zcvet", "bench"}, kernelArguments(options)...)
-	arguments = append(arguments, "--series", options.Series)
+	arguments := append(vet.Arguments{"zcvet", "bench"}, options.KernelFlags()...)
+	arguments.Add(true, "--series", options.Series)
 	command := shellescape.QuoteCommand(arguments)
 	options.Accelerator = machine.TCG
 	group, err := results.CreateGroup(options.Out, time.Now(), command, options.Kernel, filepath.Base(options.Series), "cost")

@@ -140,11 +140,10 @@ func (a *app) check(ctx context.Context, options vet.Options, only string, wante
 		return err
 	}
 	options.Loaded = s
-	arguments := append([]string{"zcvet", "check"}, kernelArguments(options)...)
-	arguments = append(arguments, "--series", options.Series)
-	add := adder(&arguments)
-	add(options.Revision != 0, "--rev", strconv.Itoa(options.Revision))
-	add(only != "", "--only", only)
+	arguments := append(vet.Arguments{"zcvet", "check"}, options.KernelFlags()...)
+	arguments.Add(true, "--series", options.Series)
+	arguments.Add(options.Revision != 0, "--rev", strconv.Itoa(options.Revision))
+	arguments.Add(only != "", "--only", only)
 	command := shellescape.QuoteCommand(arguments)
 	group, err := results.CreateGroup(options.Out, time.Now(), command, options.Kernel, "check", filepath.Base(options.Series))
 	if err != nil {

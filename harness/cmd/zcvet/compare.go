@@ -67,11 +67,9 @@ func (a *app) compare(ctx context.Context, words []string, options vet.Options, 
 	if err != nil {
 		return err
 	}
-	arguments := append([]string{"zcvet", "compare"}, kernelArguments(options)...)
-	arguments = append(arguments, caseArguments(options)...)
-	if costs {
-		arguments = append(arguments, "--cost")
-	}
+	arguments := append(vet.Arguments{"zcvet", "compare"}, options.KernelFlags()...)
+	arguments = append(arguments, options.CaseFlags()...)
+	arguments.Add(costs, "--cost")
 	return a.runColumns(ctx, v, wanted, options, shellescape.QuoteCommand(append(arguments, words...)), &columns.Comparer{Cost: costs})
 }
 
@@ -89,7 +87,7 @@ func (a *app) eachPatch(ctx context.Context, options vet.Options) error {
 	if err != nil {
 		return err
 	}
-	return a.runColumns(ctx, v, wanted, options, repeat(options)+" --each-patch", &columns.Comparer{Decide: (*compare.Comparison).DecideEach})
+	return a.runColumns(ctx, v, wanted, options, options.RunCommand()+" --each-patch", &columns.Comparer{Decide: (*compare.Comparison).DecideEach})
 }
 
 // runColumns makes a comparison and shows it. The comparer says what is particular
@@ -108,7 +106,7 @@ func (a *app) runColumns(ctx context.Context, v *vet.Vetter, wanted []columns.Co
 		// A column alone is a run, unless run has no flag for what is particular
 		// about it.
 		if options.Patches == 0 && !options.CountInstructions {
-			command = repeat(options)
+			command = options.RunCommand()
 		}
 		return v.Begin(options, command)
 	}

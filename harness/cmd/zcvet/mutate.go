@@ -91,13 +91,12 @@ func (a *app) mutate(command *cobra.Command, options vet.Options, what vet.Mutat
 
 // repeatMutate is the command that does the same again.
 func repeatMutate(options vet.Options, what vet.MutateOptions) string {
-	arguments := append([]string{"zcvet", "mutate"}, kernelArguments(options)...)
-	add := adder(&arguments)
-	add(what.Pattern != "", "--mutant", what.Pattern)
-	add(options.Suite != suite.Everything, "--suite", options.Suite)
-	add(what.All, "--all")
-	add(what.Kills != enoughKills, "--kills", strconv.Itoa(what.Kills))
-	add(options.Seed != 1, "--seed", strconv.FormatInt(options.Seed, 10))
+	arguments := append(vet.Arguments{"zcvet", "mutate"}, options.KernelFlags()...)
+	arguments.Add(what.Pattern != "", "--mutant", what.Pattern)
+	arguments.Add(options.Suite != suite.Everything, "--suite", options.Suite)
+	arguments.Add(what.All, "--all")
+	arguments.Add(what.Kills != enoughKills, "--kills", strconv.Itoa(what.Kills))
+	arguments.Add(options.Seed != 1, "--seed", strconv.FormatInt(options.Seed, 10))
 	return shellescape.QuoteCommand(arguments)
 }
 

@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 
-	"al.essio.dev/pkg/shellescape"
 	"github.com/spf13/cobra"
 
 	"github.com/zcvet/zcvet/guest/cases"
@@ -120,7 +118,7 @@ func (a *app) run(command *cobra.Command, options vet.Options) error {
 	if err != nil {
 		return err
 	}
-	run, err := v.Run(command.Context(), options, repeat(options))
+	run, err := v.Run(command.Context(), options, options.RunCommand())
 	if run == nil {
 		return err
 	}
@@ -137,52 +135,6 @@ func (a *app) run(command *cobra.Command, options vet.Options) error {
 		return err // the verdict is good, but could not be stored
 	}
 	return verdictError{fault.Class(run.Exit.Code)}
-}
-
-// repeat is the command that does the same run again.
-func repeat(options vet.Options) string {
-	arguments := append([]string{"zcvet", "run"}, kernelArguments(options)...)
-	arguments = append(arguments, "--series", options.Series)
-	if options.Revision != 0 {
-		arguments = append(arguments, "--rev", strconv.Itoa(options.Revision))
-	}
-	return shellescape.QuoteCommand(append(arguments, caseArguments(options)...))
-}
-
-// kernelArguments are the flags of kernelFlags as they were given, but for the
-// series.
-func kernelArguments(options vet.Options) []string {
-	arguments := []string{"--kernel", options.Kernel}
-	add := adder(&arguments)
-	add(options.NoFuzz, "--no-fuzz")
-	add(options.Config != "default", "--config", options.Config)
-	add(options.Accelerator != "auto", "--accel", options.Accelerator)
-	add(options.CPU != "", "--cpu", options.CPU)
-	return arguments
-}
-
-// caseArguments are the flags of caseFlags as they were given, but for the place
-// of the results.
-func caseArguments(options vet.Options) []string {
-	var arguments []string
-	add := adder(&arguments)
-	add(options.SMAPOff, "--smap", "off")
-	add(options.Suite != suite.Everything, "--suite", options.Suite)
-	add(options.Seed != 1, "--seed", strconv.FormatInt(options.Seed, 10))
-	add(options.SearchSteps != 0, "--search-steps", strconv.Itoa(options.SearchSteps))
-	add(options.SearchBudget != 0, "--search-budget", options.SearchBudget.String())
-	add(options.Policy.Strict, "--strict")
-	add(options.Policy.ExpectAll, "--expect-all")
-	return arguments
-}
-
-// adder appends words to a list when a condition holds.
-func adder(to *[]string) func(wanted bool, words ...string) {
-	return func(wanted bool, words ...string) {
-		if wanted {
-			*to = append(*to, words...)
-		}
-	}
 }
 
 // listCases prints the selected cases, one line for each with the axes folded.
