@@ -24,8 +24,7 @@ func (a *Arguments) Add(wanted bool, words ...string) {
 // RunCommand is the command line of zcvet run that does the same again.
 func (o *Options) RunCommand() string {
 	arguments := append(Arguments{"zcvet", "run"}, o.KernelFlags()...)
-	arguments.Add(true, "--series", o.Series)
-	arguments.Add(o.Revision != 0, "--rev", strconv.Itoa(o.Revision))
+	arguments = append(arguments, o.SeriesFlags()...)
 	return shellescape.QuoteCommand(append(arguments, o.CaseFlags()...))
 }
 
@@ -38,6 +37,13 @@ func (o *Options) KernelFlags() Arguments {
 	flags.Add(o.Accelerator != "" && o.Accelerator != "auto", "--accel", o.Accelerator)
 	flags.Add(o.CPU != "", "--cpu", o.CPU)
 	flags.Add(o.SMAPOff, "--smap", "off")
+	return flags
+}
+
+// SeriesFlags are the flags about the series that say what o says.
+func (o *Options) SeriesFlags() Arguments {
+	flags := Arguments{"--series", o.Series}
+	flags.Add(o.Revision != 0, "--rev", strconv.Itoa(o.Revision))
 	return flags
 }
 

@@ -49,8 +49,7 @@ func (a *app) bench(ctx context.Context, options vet.Options) error {
 	}
 	options.Accelerator = "auto" // not worth a word in the command that repeats this
 	arguments := append(vet.Arguments{"zcvet", "bench"}, options.KernelFlags()...)
-	arguments.Add(true, "--series", options.Series)
-	command := shellescape.QuoteCommand(arguments)
+	command := shellescape.QuoteCommand(append(arguments, options.SeriesFlags()...))
 	options.Accelerator = machine.TCG
 	group, err := results.CreateGroup(options.Out, time.Now(), command, options.Kernel, filepath.Base(options.Series), "cost")
 	if err != nil {

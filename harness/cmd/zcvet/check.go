@@ -9,7 +9,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -141,8 +140,7 @@ func (a *app) check(ctx context.Context, options vet.Options, only string, wante
 	}
 	options.Loaded = s
 	arguments := append(vet.Arguments{"zcvet", "check"}, options.KernelFlags()...)
-	arguments.Add(true, "--series", options.Series)
-	arguments.Add(options.Revision != 0, "--rev", strconv.Itoa(options.Revision))
+	arguments = append(arguments, options.SeriesFlags()...)
 	arguments.Add(only != "", "--only", only)
 	command := shellescape.QuoteCommand(arguments)
 	group, err := results.CreateGroup(options.Out, time.Now(), command, options.Kernel, "check", filepath.Base(options.Series))
