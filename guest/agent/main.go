@@ -115,7 +115,7 @@ func initialise(s system) error {
 	if err := boot(s); err != nil {
 		return err
 	}
-	if err := processor.Confine(); err != nil {
+	if err := processor.Share(); err != nil {
 		return err
 	}
 	port, err := openPort(portClass, link.PortName, portPatience)

@@ -124,8 +124,8 @@ type Case struct {
 	// at all, such as a partial send on UDP. It is asked while instances are
 	// listed, so it may look at nothing but its arguments.
 	Skip func(Instance) bool
-	// Concurrent says that the case is about what happens at the same time: it
-	// runs on all processors. The others have one, which is quicker.
+	// Concurrent says that the case is about what happens at the same time: its
+	// machine has more than one processor. The others have one, which is quicker.
 	Concurrent bool
 	// Leaks is why the case leaves sockets, pages or charged memory behind; one
 	// without it fails if it does.
@@ -213,7 +213,8 @@ func (i Instance) ID() string { return i.Describe().ID }
 // Describe returns the instance as the guest link carries it.
 func (i Instance) Describe() link.Instance {
 	return link.NewInstance(link.Case{
-		Name: i.Case.Name, Covers: i.Case.Covers, Level: string(i.Case.Level), Destroys: i.Case.Destroys,
+		Name: i.Case.Name, Covers: i.Case.Covers, Level: string(i.Case.Level),
+		Concurrent: i.Case.Concurrent, Destroys: i.Case.Destroys,
 	}, link.Axes{string(i.Proto), string(i.Family), string(i.Link)})
 }
 

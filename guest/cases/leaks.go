@@ -147,13 +147,9 @@ func (t *T) heldPages() (int, error) {
 		return 0, nil
 	}
 	held, err := t.environment.Counters.Held(t.pages)
-	// They may only be waiting in the batch of a processor, most probably of the one
-	// that nearly everything runs on; to visit another one means to wake it.
-	for _, flush := range []func() error{leak.FlushBatch, leak.FlushBatches} {
-		if err != nil || len(held) == 0 {
-			break
-		}
-		if err = flush(); err == nil {
+	if err == nil && len(held) > 0 {
+		// They may only be waiting in the batch of a processor.
+		if err = leak.FlushBatches(); err == nil {
 			held, err = t.environment.Counters.Held(t.pages)
 		}
 	}

@@ -19,7 +19,6 @@ import (
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/nic"
 	"github.com/zcvet/zcvet/guest/notify"
-	"github.com/zcvet/zcvet/guest/processor"
 	"github.com/zcvet/zcvet/guest/sys"
 	"github.com/zcvet/zcvet/guest/trace"
 )
@@ -156,7 +155,6 @@ type T struct {
 // did, newest first. Nothing of the case may be left after that.
 func (t *T) runAndCleanUp() {
 	before := t.countLeaks()
-	t.protect(t.takeProcessors)
 	t.protect(func() { t.Case.run(t) })
 	for _, unblock := range t.unblocks {
 		t.protect(unblock)
@@ -174,16 +172,6 @@ func (t *T) runAndCleanUp() {
 		t.protect(cleanup)
 	}
 	t.protect(func() { t.expectNoLeaks(before) })
-}
-
-// takeProcessors gives a case all processors if it is about what they do to each
-// other.
-func (t *T) takeProcessors() {
-	if !t.Case.Concurrent {
-		return
-	}
-	t.Cleanup(func() { t.Check(processor.Confine(), "give the processors back") })
-	t.Check(processor.Spread(), "take all processors")
 }
 
 // protect runs f and turns a panic into a failure. Fatalf and Skipf leave f by a

@@ -32,7 +32,6 @@ import (
 
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/notify"
-	"github.com/zcvet/zcvet/guest/processor"
 )
 
 // Counters are open files of /proc, each read from its beginning again and
@@ -232,10 +231,36 @@ func (c *Counters) Held(pages []uint64) ([]uint64, error) {
 	return held, nil
 }
 
-// FlushBatch makes the processor that the caller's thread runs on let go of the
-// pages that it keeps a reference to only because it has not put them on a list
-// yet. Before that a page that was mapped a moment ago can seem to be held.
-func FlushBatch() error {
+// FlushBatches makes every processor, by a visit to each, let go of the pages that
+// it keeps a reference to only because it has not put them on a list yet. Before
+// that a page that was mapped a moment ago can seem to be held.
+func FlushBatches() error {
+	var allowed unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
+		return fmt.Errorf("sched_getaffinity: %w", err)
+	}
+	if allowed.Count() == 1 {
+		return flushBatch()
+	}
+	defer func() { _ = unix.SchedSetaffinity(0, &allowed) }()
+	for number := range int(unsafe.Sizeof(allowed)) * 8 {
+		if !allowed.IsSet(number) {
+			continue
+		}
+		var one unix.CPUSet
+		one.Set(number)
+		if err := unix.SchedSetaffinity(0, &one); err != nil {
+			return fmt.Errorf("visit processor %d: %w", number, err)
+		}
+		if err := flushBatch(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// flushBatch is FlushBatches for the processor that the caller's thread runs on.
+func flushBatch() error {
 	page, err := unix.Mmap(-1, 0, notify.PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return fmt.Errorf("mmap: %w", err)
@@ -245,33 +270,6 @@ func FlushBatch() error {
 	// (mlock_vma_pages_range), in every kernel since 5.18.
 	if err := errors.Join(unix.Mlock(page), unix.Munlock(page)); err != nil {
 		return fmt.Errorf("flush the batch of a processor: %w", err)
-	}
-	return nil
-}
-
-// FlushBatches is FlushBatch for all processors, by a visit to each.
-func FlushBatches() error {
-	var allowed unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
-		return fmt.Errorf("sched_getaffinity: %w", err)
-	}
-	every, err := processor.Every()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.SchedSetaffinity(0, &allowed) }()
-	for number := range int(unsafe.Sizeof(*every)) * 8 {
-		if !every.IsSet(number) {
-			continue
-		}
-		var one unix.CPUSet
-		one.Set(number)
-		if err := unix.SchedSetaffinity(0, &one); err != nil {
-			return fmt.Errorf("visit processor %d: %w", number, err)
-		}
-		if err := FlushBatch(); err != nil {
-			return err
-		}
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ import (
 
 // Version is raised when a message changes its meaning; host and agent built
 // from different trees refuse to talk.
-const Version = 2
+const Version = 3
 
 // HeartbeatInterval is how often the agent shows that PID 1 is still scheduled.
 const HeartbeatInterval = 500 * time.Millisecond
@@ -92,6 +92,9 @@ type Instance struct {
 	Proto  string   `json:"proto,omitempty"`
 	Family string   `json:"family,omitempty"`
 	Link   string   `json:"link,omitempty"`
+	// Concurrent says that the instance is about what processors do at the same
+	// time; the others need one.
+	Concurrent bool `json:"concurrent,omitempty"`
 	// Destroys says that the machine is of no use for other instances after
 	// this one.
 	Destroys bool `json:"destroys,omitempty"`

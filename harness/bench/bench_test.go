@@ -130,7 +130,7 @@ func hello(b *testing.B, vm suite.VM) *link.Hello {
 func BenchmarkBoot(b *testing.B) {
 	booter := &rig.Booter{Machine: prepare(b).Machine(options())}
 	for b.Loop() {
-		vm, err := booter.Boot(b.Context(), silent)
+		vm, err := booter.Boot(b.Context(), 1, silent)
 		check(b, err)
 		hello(b, vm)
 		b.StopTimer()
@@ -143,7 +143,7 @@ func BenchmarkBoot(b *testing.B) {
 // the metric first-case-ms goes on until it has begun a case.
 func BenchmarkRestore(b *testing.B) {
 	booter := &rig.Booter{Machine: prepare(b).Machine(options())}
-	vm, err := booter.Boot(b.Context(), silent)
+	vm, err := booter.Boot(b.Context(), 1, silent)
 	check(b, err)
 	instances := hello(b, vm).Instances
 	snapshot, err := vm.Snapshot(b.Context())

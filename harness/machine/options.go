@@ -124,11 +124,7 @@ type processors int
 
 func (p processors) arguments() []string { return []string{"-smp", strconv.Itoa(int(p))} }
 
-func (processors) parameters() []string {
-	// Nearly all cases leave all but the first processor asleep (package
-	// processor). To be woken for an interrupt costs it more than the interrupt.
-	return []string{"irqaffinity=0"}
-}
+func (processors) parameters() []string { return nil }
 
 const memoryID = "ram"
 

@@ -23,7 +23,7 @@ var ErrEscaped = errors.New("ended by Ctrl-]")
 // The goroutine that reads keys cannot be interrupted and outlives the call if
 // keys blocks; it touches the machine no more.
 func (b *Booter) Interact(ctx context.Context, keys io.Reader) error {
-	v, err := b.start(func(string) {}, b.power(ctx))
+	v, err := b.start(func(string) {}, power(ctx, b.Machine))
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,8 @@ import (
 
 // Booter starts machines that are plugged into a NIC of their own.
 type Booter struct {
-	// Machine is the machine; its NICs are set by the rig.
+	// Machine is the machine; its NICs are set by the rig, and its processors by
+	// whoever boots one.
 	Machine machine.Config
 	// Evidence opens a file for evidence about a case, of the given kind; nil
 	// keeps none.
@@ -38,15 +39,16 @@ func (b *Booter) QEMU() string {
 	return ""
 }
 
-// Boot starts a machine from power-on.
-func (b *Booter) Boot(ctx context.Context, console func(line string)) (suite.VM, error) {
-	return b.start(console, b.power(ctx))
+// Boot starts a machine from power-on, with so many processors.
+func (b *Booter) Boot(ctx context.Context, processors int, console func(line string)) (suite.VM, error) {
+	config := b.Machine
+	config.CPUs = processors
+	return b.start(console, power(ctx, config))
 }
 
 // power is a cold start.
-func (b *Booter) power(ctx context.Context) func([]machine.NIC) (*machine.Machine, error) {
+func power(ctx context.Context, config machine.Config) func([]machine.NIC) (*machine.Machine, error) {
 	return func(nics []machine.NIC) (*machine.Machine, error) {
-		config := b.Machine
 		config.NICs = nics
 		return machine.Start(ctx, config)
 	}

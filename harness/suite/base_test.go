@@ -70,6 +70,26 @@ func TestRunsFromABase(t *testing.T) {
 	}
 }
 
+// A base boots a machine of another kind for the first run that needs one, and for
+// none after it.
+func TestRunsFromABaseShareTheMachineOfAnotherKind(t *testing.T) {
+	lab := &laboratory{instances: []string{"a", "races"}, concurrent: map[string]bool{"races": true}}
+	base := save(t, lab)
+	var runs sync.WaitGroup
+	for range 3 {
+		runs.Go(func() {
+			if _, err := base.Run(t.Context(), suite.Options{Booter: lab, Patience: patience}, base.Instances); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	runs.Wait()
+	// Each run restores the machine of the base, all but one the other as well.
+	if lab.boots != 2 || lab.restores != 5 || lab.open != 0 {
+		t.Errorf("%d boots, %d restores, %d machines left running", lab.boots, lab.restores, lab.open)
+	}
+}
+
 // The parameters of a run are its own.
 func TestParametersOfARunFromABase(t *testing.T) {
 	lab := &laboratory{instances: []string{"a"}}

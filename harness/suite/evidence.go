@@ -62,11 +62,12 @@ func (w *watch) parseTrace(id string, region []byte) {
 // readTrace finds the record in the memory of a machine whose agent cannot send
 // it any more.
 func (w *watch) readTrace(id string) {
-	if len(w.traced)*trace.PageSize != trace.Size {
+	traced := w.stock.of(w.session.processors).traced
+	if len(traced)*trace.PageSize != trace.Size {
 		return
 	}
 	region := make([]byte, 0, trace.Size)
-	for _, page := range w.traced {
+	for _, page := range traced {
 		data := make([]byte, trace.PageSize)
 		if err := w.session.vm.ReadMemory(data, page); err != nil {
 			w.console.note("system calls of %s: %v", id, err)

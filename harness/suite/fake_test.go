@@ -25,8 +25,8 @@ type laboratory struct {
 	t         *testing.T
 	instances []string
 	behaviour map[string]behaviour
-	// destroys names the instances that say so of themselves.
-	destroys map[string]bool
+	// destroys and concurrent name the instances that say so of themselves.
+	destroys, concurrent map[string]bool
 	// noHello keeps the agent from coming up; its console shows boot.
 	noHello bool
 	// features are what the agent says it has. Leaks and counters are what its
@@ -47,9 +47,11 @@ type laboratory struct {
 	evidence []string
 	calls    []string
 	mutants  []string // what the runs asked for
-	// ran lists what ran in each machine that ran anything, by their age.
-	ran  [][]string
-	open int
+	// ran lists what ran in each machine that ran anything, by their age, and
+	// processors what they had.
+	ran        [][]string
+	processors []int
+	open       int
 }
 
 func (l *laboratory) count(counter *int, by int) {
@@ -58,14 +60,14 @@ func (l *laboratory) count(counter *int, by int) {
 	*counter += by
 }
 
-func (l *laboratory) Boot(_ context.Context, console func(string)) (suite.VM, error) {
+func (l *laboratory) Boot(_ context.Context, processors int, console func(string)) (suite.VM, error) {
 	l.count(&l.boots, 1)
-	return l.start(console, true), nil
+	return l.start(console, processors, true), nil
 }
 
-func (l *laboratory) start(console func(string), hello bool) *fakeVM {
+func (l *laboratory) start(console func(string), processors int, hello bool) *fakeVM {
 	host, guest := net.Pipe()
-	vm := &fakeVM{lab: l, host: host, guest: guest, console: console, done: make(chan struct{})}
+	vm := &fakeVM{lab: l, processors: processors, host: host, guest: guest, console: console, done: make(chan struct{})}
 	l.count(&l.open, 1)
 	vm.agent.Add(1)
 	go func() {
@@ -80,7 +82,7 @@ func (l *laboratory) start(console func(string), hello bool) *fakeVM {
 		if hello {
 			body := link.Hello{Version: link.Version, Features: l.features, Trace: l.traced}
 			for _, id := range l.instances {
-				body.Instances = append(body.Instances, link.Instance{ID: id, Name: id, Level: "MUST", Destroys: l.destroys[id]})
+				body.Instances = append(body.Instances, link.Instance{ID: id, Name: id, Level: "MUST", Concurrent: l.concurrent[id], Destroys: l.destroys[id]})
 			}
 			if conn.Send(link.KindHello, body) != nil {
 				return
@@ -93,6 +95,7 @@ func (l *laboratory) start(console func(string), hello bool) *fakeVM {
 
 type fakeVM struct {
 	lab         *laboratory
+	processors  int
 	host, guest net.Conn
 	console     func(string)
 	agent       sync.WaitGroup
@@ -160,6 +163,7 @@ func (vm *fakeVM) note(instances []string) {
 	defer vm.lab.lock.Unlock()
 	if vm.ran == 0 {
 		vm.lab.ran = append(vm.lab.ran, nil)
+		vm.lab.processors = append(vm.lab.processors, vm.processors)
 		vm.ran = len(vm.lab.ran)
 	}
 	vm.lab.ran[vm.ran-1] = append(vm.lab.ran[vm.ran-1], instances...)
@@ -206,7 +210,7 @@ func (vm *fakeVM) InjectNMI(context.Context) error {
 }
 
 func (vm *fakeVM) Snapshot(context.Context) (suite.Snapshot, error) {
-	return fakeSnapshot{vm.lab}, nil
+	return fakeSnapshot{vm.lab, vm.processors}, nil
 }
 
 func (vm *fakeVM) SaveEvidence(name string) error {
@@ -223,11 +227,14 @@ func (vm *fakeVM) Close() error {
 	return nil
 }
 
-type fakeSnapshot struct{ lab *laboratory }
+type fakeSnapshot struct {
+	lab        *laboratory
+	processors int
+}
 
 func (s fakeSnapshot) Restore(_ context.Context, console func(string)) (suite.VM, error) {
 	s.lab.count(&s.lab.restores, 1)
-	return s.lab.start(console, false), nil
+	return s.lab.start(console, s.processors, false), nil
 }
 
 func (fakeSnapshot) Close() error { return nil }

@@ -22,9 +22,10 @@ import (
 // Two goroutines feed it: the link reader, which close waits for, and the
 // machine's console reader, which ends with the machine.
 type session struct {
-	runner *runner
-	vm     VM
-	conn   *link.Conn
+	runner     *runner
+	processors int // of vm
+	vm         VM
+	conn       *link.Conn
 
 	messages chan received
 	reader   sync.WaitGroup
@@ -56,9 +57,10 @@ type received struct {
 	err     error
 }
 
-func newSession(r *runner) *session {
+func newSession(r *runner, processors int) *session {
 	return &session{
 		runner:     r,
+		processors: processors,
 		messages:   make(chan received),
 		closed:     make(chan struct{}),
 		complained: make(chan struct{}, 1),

@@ -20,26 +20,26 @@ import (
 const fewest = 32
 
 // share runs the instances in as many machines at a time as there may be. First
-// is the runner of one of them, with its machine or only a snapshot; the others
-// start from that snapshot. Which machine runs which case depends on nothing but
-// the instances, so that a run can be repeated.
+// is the runner of one of them, with its machine or only what there is in the stock.
+// Which machine runs which case depends on nothing but the instances, so that a run
+// can be repeated.
 func share(ctx context.Context, first *runner, instances []link.Instance) (*Result, error) {
-	together := &together{Options: first.Options, total: len(instances)}
-	shares := deal(instances, min(max(first.Machines, 1), max(len(instances)/fewest, 1)))
+	joint := &joint{Options: first.Options, total: len(instances)}
+	shares := deal(instances, min(max(first.Machines, 1), max(len(instances)/fewest, kinds(instances))))
 	runners := []*runner{first}
 	for number := 2; number <= len(shares); number++ {
-		r, err := newRunner(first.Options, number)
+		r, err := newRunner(first.Options, number, first.stock)
 		if err != nil {
 			first.close()
 			return first.result, err
 		}
-		r.traced, r.snapshot, r.result.Features = first.traced, first.snapshot, first.result.Features
+		r.result.Features = first.result.Features
 		runners = append(runners, r)
 	}
-	together.report()
+	joint.report()
 	group, ctx := errgroup.WithContext(ctx)
 	for i, r := range runners {
-		together.join(&r.Options)
+		joint.join(&r.Options)
 		for _, instance := range shares[i] {
 			r.want(instance)
 		}
@@ -52,60 +52,97 @@ func share(ctx context.Context, first *runner, instances []link.Instance) (*Resu
 	return merge(runners, instances), err
 }
 
-// deal gives each of so many machines its share. The cases that destroy a machine
-// take long, and are dealt out for themselves. So do those on some links, which
-// follow each other in the same order in every case: each case is dealt out from
-// another machine on than the one before.
+// kinds is how many kinds of machine the instances need.
+func kinds(instances []link.Instance) int {
+	seen := map[int]bool{}
+	for _, instance := range instances {
+		seen[processors(instance)] = true
+	}
+	return len(seen)
+}
+
+// How long things take beside a case of the common sort, roughly: a case that is
+// concurrent or destroys its machine, and the boot of a machine of another kind.
+const (
+	concurrentWeight = 4
+	destroyingWeight = 20
+	otherBootWeight  = 60
+)
+
+// deal gives each of so many machines its share. The concurrent cases go to half of
+// the machines only: those run for a while with twice the processors, of which the
+// host has no more than machines.
 func deal(instances []link.Instance, machines int) [][]link.Instance {
 	shares := make([][]link.Instance, machines)
-	for _, destroys := range []bool{false, true} {
-		next, named, name := 0, 0, ""
-		for _, instance := range instances {
-			if instance.Destroys != destroys {
-				continue
+	load := make([]int, machines)
+	give := func(instance link.Instance, weight, from, turn int) {
+		chosen := from
+		for i := range machines - from {
+			// Where they are alike, cases take turns.
+			if next := from + (i+turn)%(machines-from); load[next] < load[chosen] || i == 0 {
+				chosen = next
 			}
-			if instance.Name != name {
-				name = instance.Name
-				next = named
-				named++
-			}
-			shares[next%machines] = append(shares[next%machines], instance)
-			next++
 		}
+		if instance.Concurrent && len(shares[chosen]) == 0 && chosen > 0 {
+			load[chosen] += otherBootWeight
+		}
+		shares[chosen] = append(shares[chosen], instance)
+		load[chosen] += weight
+	}
+	var common []link.Instance
+	for _, instance := range instances {
+		switch {
+		case instance.Concurrent:
+			give(instance, concurrentWeight, machines/2, 0)
+		case instance.Destroys:
+			give(instance, destroyingWeight, 0, 0)
+		default:
+			common = append(common, instance)
+		}
+	}
+	// Those on some links take longer, and follow each other in the same order in
+	// every case: each case is dealt out from another machine on than the one before.
+	turn, name := 0, ""
+	for _, instance := range common {
+		if instance.Name != name {
+			name = instance.Name
+			turn++
+		}
+		give(instance, 1, 0, turn)
 	}
 	return shares
 }
 
-// together makes the calls of several runners those of one.
-type together struct {
+// joint makes the calls of several runners those of one.
+type joint struct {
 	Options
 	lock     sync.Mutex // is held during the calls
 	finished int
 	total    int
 }
 
-// join has a runner with those options make its calls through t.
-func (t *together) join(options *Options) {
+// join has a runner with those options make its calls through j.
+func (j *joint) join(options *Options) {
 	options.OnCase = func(c verdict.Case) {
-		t.lock.Lock()
-		defer t.lock.Unlock()
-		if t.Options.OnCase != nil {
-			t.Options.OnCase(c)
+		j.lock.Lock()
+		defer j.lock.Unlock()
+		if j.Options.OnCase != nil {
+			j.Options.OnCase(c)
 		}
-		t.finished++
-		t.report()
+		j.finished++
+		j.report()
 	}
-	if t.Options.Enough != nil {
+	if j.Options.Enough != nil {
 		options.Enough = func() bool {
-			t.lock.Lock()
-			defer t.lock.Unlock()
-			return t.Options.Enough()
+			j.lock.Lock()
+			defer j.lock.Unlock()
+			return j.Options.Enough()
 		}
 	}
 }
 
-func (t *together) report() {
-	t.Progress.Report(progress.Update{Done: int64(t.finished), Total: int64(t.total), Unit: progress.Cases})
+func (j *joint) report() {
+	j.Progress.Report(progress.Update{Done: int64(j.finished), Total: int64(j.total), Unit: progress.Cases})
 }
 
 // merge makes one result of those of all runners, in the order of the instances.

@@ -112,6 +112,48 @@ func TestSharesAreTheSameEveryTime(t *testing.T) {
 	}
 }
 
+// The concurrent cases run in one machine of two, which boots while the other runs
+// what it can; the rest is shared.
+func TestConcurrentCasesAreNotSpread(t *testing.T) {
+	lab := many()
+	lab.concurrent = map[string]bool{}
+	for _, id := range lab.instances[50:60] {
+		lab.concurrent[id] = true
+	}
+	if _, err := run(t, lab, func(o *suite.Options) { o.Machines = 2 }); err != nil {
+		t.Fatal(err)
+	}
+	if lab.boots != 2 {
+		t.Errorf("%d boots for two kinds of machine", lab.boots)
+	}
+	together := 0
+	for i, ids := range lab.ran {
+		if lab.processors[i] == 1 {
+			continue
+		}
+		together++
+		slices.Sort(ids)
+		if diff := cmp.Diff(lab.instances[50:60], ids); diff != "" {
+			t.Errorf("cases in the machine with more processors: %s", diff)
+		}
+	}
+	if together != 1 {
+		t.Errorf("%d machines with more processors", together)
+	}
+}
+
+// A concurrent case among few gets a machine at the same time as the others.
+func TestFewCasesOfTwoKindsGetTwoMachines(t *testing.T) {
+	lab := &laboratory{instances: []string{"a", "races", "b"}, concurrent: map[string]bool{"races": true}}
+	if _, err := run(t, lab, func(o *suite.Options) { o.Machines = 2 }); err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(lab.ran, slices.Compare)
+	if diff := cmp.Diff([][]string{{"a", "b"}, {"races"}}, lab.ran); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestFewCasesGetOneMachine(t *testing.T) {
 	lab := &laboratory{instances: []string{"a", "b", "c"}}
 	result, err := run(t, lab, func(o *suite.Options) { o.Machines = 3 })

@@ -59,7 +59,8 @@ type Snapshot interface {
 
 // Booter starts machines.
 type Booter interface {
-	Boot(ctx context.Context, console func(line string)) (VM, error)
+	// Boot starts a machine with so many processors.
+	Boot(ctx context.Context, processors int, console func(line string)) (VM, error)
 }
 
 // Options says what to run.
@@ -73,6 +74,9 @@ type Options struct {
 	// Machines is how many machines may run at a time, 0 for one. There are fewer
 	// for few cases.
 	Machines int
+	// Concurrent says that all wanted cases are, so that the first machine has the
+	// processors for them before its agent has told what cases there are.
+	Concurrent bool
 	machine.Patience
 	// Progress receives the number of finished cases, from one goroutine at a
 	// time.
@@ -99,7 +103,7 @@ type Result struct {
 	Features []link.Feature
 	// Traces has the system calls of cases that did not pass, by id.
 	Traces   map[string]*trace.Record
-	Boot     time.Duration // exec of QEMU to Hello
+	Boot     time.Duration // exec of QEMU to Hello, of the first machine
 	Boots    int
 	Restores []time.Duration // exec of QEMU to the first message of the agent
 	// Counters tell which lines of the kernel were executed, one set for each
@@ -120,17 +124,18 @@ const maxLosses = 3
 // class Infrastructure when machines cannot be had any more. A failed case or a
 // crash is a result, not an error.
 func Run(ctx context.Context, options Options) (*Result, error) {
-	first, err := newRunner(options, 1)
+	var saved stock
+	defer saved.close()
+	first, err := newRunner(options, 1, &saved)
 	if err != nil {
 		return newResult(), err
 	}
-	hello, err := first.boot(ctx)
-	defer first.closeSnapshot()
+	instances, err := first.begin(ctx)
 	if err != nil {
 		first.close()
 		return first.result, err
 	}
-	return share(ctx, first, hello.Instances)
+	return share(ctx, first, instances)
 }
 
 func newResult() *Result { return &Result{Traces: make(map[string]*trace.Record)} }
@@ -138,19 +143,18 @@ func newResult() *Result { return &Result{Traces: make(map[string]*trace.Record)
 // runner runs its share of the cases in one machine after the other.
 type runner struct {
 	Options
-	result   *Result
-	session  *session
-	snapshot Snapshot
-	console  consoleLog
-	// destroys holds the ids of the cases after which a machine is of no use.
-	destroys map[string]bool
-	// traced is where the agent of every machine records the system calls.
-	traced []uint64
+	result  *Result
+	stock   *stock
+	console consoleLog
+	// instances are the cases by their ids.
+	instances map[string]link.Instance
+	// session is with the machine that runs, nil if none does.
+	session *session
 }
 
 // newRunner makes the runner of that number.
-func newRunner(options Options, number int) (*runner, error) {
-	r := &runner{Options: options, result: newResult()}
+func newRunner(options Options, number int, saved *stock) (*runner, error) {
+	r := &runner{Options: options, result: newResult(), stock: saved, instances: make(map[string]link.Instance)}
 	if options.Console != nil {
 		writer, err := options.Console(number)
 		if err != nil {
@@ -169,15 +173,9 @@ func (r *runner) close() {
 	}
 }
 
-func (r *runner) closeSnapshot() {
-	if r.snapshot != nil {
-		r.snapshot.Close()
-	}
-}
-
-// boot starts the first machine, selects the cases and takes the snapshot.
-func (r *runner) boot(ctx context.Context) (*link.Hello, error) {
-	hello, err := r.reach(ctx)
+// begin starts the first machine and selects the cases.
+func (r *runner) begin(ctx context.Context) ([]link.Instance, error) {
+	hello, err := r.bringUp(ctx, r.firstKind())
 	if err != nil {
 		return nil, err
 	}
@@ -189,14 +187,21 @@ func (r *runner) boot(ctx context.Context) (*link.Hello, error) {
 		return nil, fault.New(fault.Usage, "the suite selection matches none of the %d cases", all).
 			WithAdvice("zcvet run --list shows every case with its checklist ids")
 	}
-	return hello, r.takeSnapshot(ctx)
+	return hello.Instances, nil
 }
 
-// reach starts the first machine and waits for its agent.
-func (r *runner) reach(ctx context.Context) (*link.Hello, error) {
+func (o *Options) firstKind() int {
+	if o.Concurrent {
+		return together
+	}
+	return alone
+}
+
+// boot starts a machine from power-on and waits for its agent.
+func (r *runner) boot(ctx context.Context, processors int) (*link.Hello, error) {
 	started := time.Now()
-	s, err := r.open(link.NewConn, func(console func(string)) (VM, error) {
-		return r.Booter.Boot(ctx, console)
+	s, err := r.open(link.NewConn, processors, func(console func(string)) (VM, error) {
+		return r.Booter.Boot(ctx, processors, console)
 	})
 	if err != nil {
 		return nil, err
@@ -209,35 +214,45 @@ func (r *runner) reach(ctx context.Context) (*link.Hello, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.result.Boot = time.Since(started)
-	r.result.Features = hello.Features
-	r.traced = hello.Trace
+	if r.result.Boot == 0 {
+		r.result.Boot = time.Since(started)
+		r.result.Features = hello.Features
+	}
 	return hello, nil
 }
 
 // takeSnapshot saves the machine while the agent waits for work and the host has
-// sent nothing yet, which is what link.ResumeConn relies on.
-func (r *runner) takeSnapshot(ctx context.Context) error {
+// sent nothing yet, which is what link.ResumeConn relies on. It returns nil for a
+// machine that cannot be saved.
+func (r *runner) takeSnapshot(ctx context.Context) Snapshot {
 	snapshot, err := r.session.vm.Snapshot(ctx)
 	if err != nil {
-		// A machine that cannot be saved can still run cases; a crash then
-		// costs a boot instead of a restore.
+		// It can still run cases; a crash then costs a boot instead of a
+		// restore.
 		r.console.note("no snapshot: %v", err)
 		return nil
 	}
-	r.snapshot = snapshot
+	return snapshot
+}
+
+// restore starts a machine from a snapshot.
+func (r *runner) restore(ctx context.Context, snapshot Snapshot, processors int) error {
+	started := time.Now()
+	s, err := r.open(link.ResumeConn, processors, func(console func(string)) (VM, error) {
+		return snapshot.Restore(ctx, console)
+	})
+	if err != nil {
+		return err
+	}
+	r.session = s
+	r.result.Restores = append(r.result.Restores, time.Since(started))
 	return nil
 }
 
 // want adds a case to those that are to run.
 func (r *runner) want(instance link.Instance) {
 	r.result.Cases = append(r.result.Cases, newCase(instance))
-	if instance.Destroys {
-		if r.destroys == nil {
-			r.destroys = make(map[string]bool)
-		}
-		r.destroys[instance.ID] = true
-	}
+	r.instances[instance.ID] = instance
 }
 
 func newCase(instance link.Instance) verdict.Case {
@@ -249,7 +264,6 @@ func newCase(instance link.Instance) verdict.Case {
 }
 
 // runAll runs every case that has no status yet, in as many machines as it takes.
-// The cases that destroy their machine come last, each with one of its own.
 func (r *runner) runAll(ctx context.Context) error {
 	losses := 0
 	for {
@@ -260,17 +274,22 @@ func (r *runner) runAll(ctx context.Context) error {
 		if r.enough() {
 			return nil // close throws the machine away in the middle of its work
 		}
-		if r.session == nil {
-			if err := r.replace(ctx); err != nil {
+		batch, processors := r.batch(left)
+		if r.session != nil && r.session.processors != processors {
+			if err := r.shutdown(ctx); err != nil {
 				return err
 			}
 		}
-		batch := r.batch(left)
+		if r.session == nil {
+			if _, err := r.bringUp(ctx, processors); err != nil {
+				return err
+			}
+		}
 		finished, err := r.runIn(ctx, r.session, batch)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err == nil && r.destroys[batch[0]] {
+		if err == nil && r.instances[batch[0]].Destroys {
 			if err := r.shutdown(ctx); err != nil {
 				return err
 			}
@@ -303,14 +322,25 @@ func (r *runner) unfinished() []string {
 
 func (r *runner) enough() bool { return r.Enough != nil && r.Enough() }
 
-// batch returns those of the cases that are left that can run in one machine:
-// all that leave it usable, or a single one that does not.
-func (r *runner) batch(left []string) []string {
-	harmless := slices.DeleteFunc(slices.Clone(left), func(id string) bool { return r.destroys[id] })
-	if len(harmless) > 0 {
-		return harmless
+// batch returns those of the cases that are left that can run in one machine, and
+// its processors: first those for the machine that runs, then those for any other,
+// at last a single one that destroys its machine.
+func (r *runner) batch(left []string) (batch []string, in int) {
+	kinds := []int{alone, together}
+	if r.session != nil && r.session.processors == together {
+		slices.Reverse(kinds)
 	}
-	return left[:1]
+	for _, kind := range kinds {
+		for _, id := range left {
+			if instance := r.instances[id]; !instance.Destroys && processors(instance) == kind {
+				batch = append(batch, id)
+			}
+		}
+		if len(batch) > 0 {
+			return batch, kind
+		}
+	}
+	return left[:1], processors(r.instances[left[0]])
 }
 
 func (r *runner) find(id string) *verdict.Case {
@@ -321,37 +351,9 @@ func (r *runner) find(id string) *verdict.Case {
 	return &r.result.Cases[i]
 }
 
-// replace brings up a machine for the cases that are left, from the snapshot if
-// there is one.
-func (r *runner) replace(ctx context.Context) error {
-	started := time.Now()
-	if r.snapshot == nil {
-		s, err := r.open(link.NewConn, func(console func(string)) (VM, error) {
-			return r.Booter.Boot(ctx, console)
-		})
-		if err != nil {
-			return err
-		}
-		r.session = s
-		r.result.Boots++
-		_, err = s.awaitHello(ctx)
-		r.keepSplats(s)
-		return err
-	}
-	s, err := r.open(link.ResumeConn, func(console func(string)) (VM, error) {
-		return r.snapshot.Restore(ctx, console)
-	})
-	if err != nil {
-		return err
-	}
-	r.session = s
-	r.result.Restores = append(r.result.Restores, time.Since(started))
-	return nil
-}
-
 // open starts a machine and the session that watches it.
-func (r *runner) open(connect func(io.ReadWriter) *link.Conn, start func(console func(string)) (VM, error)) (*session, error) {
-	s := newSession(r)
+func (r *runner) open(connect func(io.ReadWriter) *link.Conn, processors int, start func(console func(string)) (VM, error)) (*session, error) {
+	s := newSession(r, processors)
 	vm, err := start(s.consoleLine)
 	if err != nil {
 		return nil, err

@@ -149,6 +149,53 @@ func TestCasesThatDestroyTheirMachineRunLastAndOnePerMachine(t *testing.T) {
 	}
 }
 
+func TestConcurrentCasesRunInAMachineWithMoreProcessors(t *testing.T) {
+	lab := &laboratory{
+		instances:  []string{"a", "races", "unplugs", "b", "crashes"},
+		concurrent: map[string]bool{"races": true, "crashes": true},
+		destroys:   map[string]bool{"unplugs": true},
+		behaviour:  map[string]behaviour{"races": prints(hangs(), oops...)},
+	}
+	result, err := run(t, lab, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]verdict.Status{
+		"a": verdict.Pass, "races": verdict.Crash, "unplugs": verdict.Pass, "b": verdict.Pass, "crashes": verdict.Pass,
+	}
+	if diff := cmp.Diff(want, statuses(result)); diff != "" {
+		t.Error(diff)
+	}
+	// The second goes on with what the crash left of the first.
+	ran := [][]string{{"a", "b"}, {"races", "crashes"}, {"crashes"}, {"unplugs"}}
+	if diff := cmp.Diff(ran, lab.ran); diff != "" {
+		t.Errorf("what ran in each machine: %s", diff)
+	}
+	if diff := cmp.Diff([]int{1, 2, 2, 1}, lab.processors); diff != "" {
+		t.Errorf("the processors of each machine: %s", diff)
+	}
+	if lab.boots != 2 || lab.restores != 2 {
+		t.Errorf("%d boots, %d restores", lab.boots, lab.restores)
+	}
+}
+
+func TestOnlyConcurrentCasesTakeOneMachine(t *testing.T) {
+	lab := &laboratory{
+		instances:  []string{"a", "races"},
+		concurrent: map[string]bool{"races": true},
+	}
+	_, err := run(t, lab, func(o *suite.Options) {
+		o.Wanted = func(i link.Instance) bool { return i.Concurrent }
+		o.Concurrent = true
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]int{2}, lab.processors); diff != "" || lab.boots != 1 {
+		t.Errorf("%d boots, the processors of each machine: %s", lab.boots, diff)
+	}
+}
+
 func TestCrashOfACaseThatDestroysItsMachine(t *testing.T) {
 	lab := &laboratory{
 		instances: []string{"unplugs", "removes", "a"},

@@ -162,6 +162,9 @@ func (a *Attempt) suite(prepared *Prepared, booter *rig.Booter, wanted func(link
 		},
 		Wanted:   wanted,
 		Machines: a.options.machines(),
+		Concurrent: !slices.ContainsFunc(cases.Instances(), func(i cases.Instance) bool {
+			return !i.Case.Concurrent && wanted(i.Describe())
+		}),
 		Patience: patience,
 		Progress: step.Progress,
 		Console:  a.directory.Console,
