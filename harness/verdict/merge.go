@@ -17,6 +17,11 @@ func Merge(runs []*Run) (*Run, error) {
 	}
 	merged := *runs[0]
 	merged.Cases, merged.Splats = slices.Clone(merged.Cases), slices.Clone(merged.Splats)
+	for _, run := range runs {
+		if _, err := count(run.Cases); err != nil {
+			return nil, err
+		}
+	}
 	index := make(map[string]int)
 	for i, c := range merged.Cases {
 		index[c.ID] = i
@@ -44,20 +49,9 @@ func Merge(runs []*Run) (*Run, error) {
 			merged.Exit = run.Exit
 		}
 	}
-	merged.Totals = Totals{}
-	for _, c := range merged.Cases {
-		switch c.Status {
-		case Pass:
-			merged.Totals.Pass++
-		case Fail:
-			merged.Totals.Fail++
-		case Skip:
-			merged.Totals.Skip++
-		case Crash:
-			merged.Totals.Crash++
-		case Timeout:
-			merged.Totals.Timeout++
-		}
+	var err error
+	if merged.Totals, err = count(merged.Cases); err != nil {
+		return nil, err
 	}
 	return &merged, nil
 }

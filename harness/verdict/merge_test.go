@@ -3,6 +3,7 @@
 package verdict_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/zcvet/zcvet/harness/verdict"
@@ -29,6 +30,14 @@ func TestMerge(t *testing.T) {
 	}
 	if _, err := verdict.Merge([]*verdict.Run{shard("k"), shard("other")}); err == nil {
 		t.Error("results of different kernels were merged")
+	}
+	for _, order := range [][]*verdict.Run{
+		{shard("k", of("a", verdict.Pass)), shard("k", of("a", "odd"))},
+		{shard("k", of("a", "odd")), shard("k", of("a", verdict.Pass))},
+	} {
+		if _, err := verdict.Merge(order); err == nil || !strings.Contains(err.Error(), `a has the unknown status "odd"`) {
+			t.Errorf("a status that does not exist was merged: %v", err)
+		}
 	}
 	if _, err := verdict.Merge(nil); err == nil {
 		t.Error("nothing was merged")

@@ -8,6 +8,7 @@
 package verdict
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -291,16 +292,13 @@ type Policy struct {
 // a kernel that fell over says little about the cases after it.
 func (r *Run) Decide(policy Policy, err error) fault.Class {
 	r.Schema = Schema
-	r.Totals = Totals{}
+	var uncounted error
+	if r.Totals, uncounted = count(r.Cases); err == nil {
+		err = uncounted
+	}
 	failed := 0
 	for i := range r.Cases {
-		c := &r.Cases[i]
-		counts := map[Status]*int{
-			Pass: &r.Totals.Pass, Fail: &r.Totals.Fail, Skip: &r.Totals.Skip,
-			Crash: &r.Totals.Crash, Timeout: &r.Totals.Timeout,
-		}
-		*counts[c.Status]++
-		if c.fails(policy) {
+		if r.Cases[i].fails(policy) {
 			failed++
 		}
 	}
@@ -325,6 +323,22 @@ func (r *Run) Decide(policy Policy, err error) fault.Class {
 	}
 	r.Exit = Exit{Class: class.String(), Code: class.ExitCode(), Error: why}
 	return class
+}
+
+// count counts the statuses. One that does not exist is an error.
+func count(cases []Case) (totals Totals, err error) {
+	counts := map[Status]*int{
+		Pass: &totals.Pass, Fail: &totals.Fail, Skip: &totals.Skip, Crash: &totals.Crash, Timeout: &totals.Timeout,
+	}
+	for i := range cases {
+		counter, known := counts[cases[i].Status]
+		if !known {
+			err = errors.Join(err, fmt.Errorf("%s has the unknown status %q", cases[i].ID, cases[i].Status))
+			continue
+		}
+		*counter++
+	}
+	return totals, err
 }
 
 func (c *Case) fails(policy Policy) bool {

@@ -5,7 +5,11 @@ package page
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+
+	"al.essio.dev/pkg/shellescape"
+	"mvdan.cc/sh/v3/shell"
 
 	"github.com/zcvet/zcvet/harness/fault"
 	"github.com/zcvet/zcvet/harness/report"
@@ -122,17 +126,16 @@ func RepeatCase(run *verdict.Run, c *verdict.Case) string {
 	if run.Command == "" {
 		return ""
 	}
-	before, rest, selected := strings.Cut(run.Command, " --suite ")
-	if selected {
-		// The selection is one word; what is behind it stays.
-		if quoted, isQuoted := strings.CutPrefix(rest, "'"); isQuoted {
-			_, rest, _ = strings.Cut(quoted, "'")
-		} else {
-			_, rest, _ = strings.Cut(rest, " ")
-			rest = " " + rest
-		}
+	words, err := shell.Fields(run.Command, func(string) string { return "" })
+	if err != nil {
+		return ""
 	}
-	return strings.TrimRight(before+" --suite "+c.Name+rest, " ")
+	if at := slices.Index(words, "--suite"); at >= 0 && at+1 < len(words) {
+		words[at+1] = c.Name
+	} else {
+		words = append(words, "--suite", c.Name)
+	}
+	return shellescape.QuoteCommand(words)
 }
 
 func annotate(diff report.Diff, covered bool) patch {
