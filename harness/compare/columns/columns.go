@@ -27,6 +27,7 @@ type Attempt interface {
 	Use(prepared *vet.Prepared)
 	Cases(ctx context.Context, prepared *vet.Prepared) error
 	Adopt(run *verdict.Run)
+	Go(ctx context.Context) (*verdict.Run, error)
 	End(ctx context.Context, err error) (*verdict.Run, error)
 	Path() string
 }
@@ -273,12 +274,7 @@ func (w *work) measure(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		prepared, err := attempt.Prepare(ctx)
-		if err == nil {
-			err = attempt.Cases(ctx, prepared)
-			prepared.Close()
-		}
-		if c.cost, err = attempt.End(ctx, err); err != nil {
+		if c.cost, err = attempt.Go(ctx); err != nil {
 			return fault.New(fault.Infrastructure, "measure the costs of %s: %w", c.about.Name, err)
 		}
 		if c.cost.Exit.Code != 0 {

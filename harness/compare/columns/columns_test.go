@@ -96,6 +96,14 @@ func (a *attempt) Prepare(context.Context) (*vet.Prepared, error) {
 	return &vet.Prepared{Kernel: &kbuild.Kernel{Boot: boot, CacheHits: 2, CacheLookups: 3}}, nil
 }
 
+func (a *attempt) Go(ctx context.Context) (*verdict.Run, error) {
+	prepared, err := a.Prepare(ctx)
+	if err == nil {
+		err = a.Cases(ctx, prepared)
+	}
+	return a.End(ctx, err)
+}
+
 func (a *attempt) Use(*vet.Prepared) { a.did("use %s", a.name()) }
 
 func (a *attempt) Adopt(run *verdict.Run) {
