@@ -343,12 +343,23 @@ func Address(raw []byte) (netip.AddrPort, bool) {
 	return netip.AddrPort{}, false
 }
 
+// VSOCKAddress reads a raw socket address of the family VSOCK.
+func VSOCKAddress(raw []byte) (context, port uint32, ok bool) {
+	if len(raw) < unix.SizeofSockaddrVM || binary.NativeEndian.Uint16(raw) != unix.AF_VSOCK {
+		return 0, 0, false
+	}
+	return binary.NativeEndian.Uint32(raw[8:]), binary.NativeEndian.Uint32(raw[4:]), true
+}
+
 func address(pieces []Memory) string {
 	if len(pieces) == 0 {
 		return "NULL"
 	}
 	if parsed, ok := Address(pieces[0].Bytes); ok {
 		return parsed.String()
+	}
+	if context, port, ok := VSOCKAddress(pieces[0].Bytes); ok {
+		return fmt.Sprintf("VSOCK %d:%d", context, port)
 	}
 	return fmt.Sprintf("address of %d bytes", pieces[0].Length)
 }

@@ -30,7 +30,7 @@ type program struct {
 	names map[string]int
 	// fds and ports are the variables that hold what was recorded as a number.
 	fds      map[int64]string
-	ports    map[uint16]string
+	ports    map[uint32]string
 	mappings []*mapping
 	declared []string // of main
 
@@ -277,14 +277,18 @@ func (p *program) call(steps []step, i int) error {
 		if len(s.Out) == 0 {
 			return impossible("a socket has no address")
 		}
-		to, ok := trace.Address(s.Out[0].Bytes)
-		if !ok {
-			return impossible("an address is of a family other than IPv4 and IPv6")
+		port, read := uint32(0), "port_of"
+		if to, ok := trace.Address(s.Out[0].Bytes); ok {
+			port = uint32(to.Port())
+		} else if _, port, ok = trace.VSOCKAddress(s.Out[0].Bytes); ok {
+			read = "vsock_port_of"
+		} else {
+			return impossible(otherFamily)
 		}
-		if p.ports[to.Port()] == "" {
-			p.ports[to.Port()] = p.name("port", "int ")
+		if p.ports[port] == "" {
+			p.ports[port] = p.name("port", "int ")
 		}
-		p.add("%s = port_of(%s);", p.ports[to.Port()], fd)
+		p.add("%s = %s(%s);", p.ports[port], read, fd)
 	case "setsockopt":
 		return p.setOption(steps, i, fd)
 	case "getsockopt":
@@ -373,15 +377,26 @@ func (p *program) address(pieces []trace.Memory, i int) (string, error) {
 	if i >= len(pieces) {
 		return "", impossible("an address is not recorded")
 	}
-	to, ok := trace.Address(pieces[i].Bytes)
-	if !ok {
-		return "", impossible("an address is of a family other than IPv4 and IPv6")
+	if to, ok := trace.Address(pieces[i].Bytes); ok {
+		return fmt.Sprintf("address(&to, %s, %s)", quote([]byte(host(to))), p.port(uint32(to.Port()))), nil
 	}
-	port := fmt.Sprint(to.Port())
-	if name := p.ports[to.Port()]; name != "" {
-		port = name
+	if context, port, ok := trace.VSOCKAddress(pieces[i].Bytes); ok {
+		return fmt.Sprintf("vsock_address(&to, %#x, %s)", context, p.port(port)), nil
 	}
-	return fmt.Sprintf("address(&to, %s, %s)", quote([]byte(host(to))), port), nil
+	return "", impossible(otherFamily)
+}
+
+const otherFamily = "an address is of a family other than IPv4, IPv6 and VSOCK"
+
+// port is a port that the kernel chose, or the number that was asked for.
+func (p *program) port(number uint32) string {
+	if name := p.ports[number]; name != "" {
+		return name
+	}
+	if number > math.MaxInt32 {
+		return fmt.Sprintf("%#xu", number)
+	}
+	return fmt.Sprint(number)
 }
 
 // host is an address as inet_pton reads it; one mapped from IPv4 stays one of

@@ -89,6 +89,7 @@ var headers = []struct {
 	{"time.h", regexp.MustCompile(`\bsock_extended_err\b`)}, // for the next
 	{"linux/errqueue.h", regexp.MustCompile(`\bsock_extended_err\b`)},
 	{"linux/capability.h", regexp.MustCompile(`\b__user_cap_\w+\b`)},
+	{"linux/vm_sockets.h", regexp.MustCompile(`\bsockaddr_vm\b`)},
 	{"linux/types.h", regexp.MustCompile(`\bSCM_ZC_NOTIFICATION\b`)},
 	{"unistd.h", regexp.MustCompile(`\b(close|usleep|sleep|dup|read|lseek|syscall|alarm|_exit)\(`)},
 }

@@ -63,7 +63,7 @@ func C(about About, record *trace.Record) ([]byte, error) {
 	if record == nil || len(record.Calls) == 0 {
 		return nil, impossible("its system calls are not recorded")
 	}
-	p := &program{about: about, names: make(map[string]int), fds: make(map[int64]string), ports: make(map[uint16]string), buffers: make(map[string]bool)}
+	p := &program{about: about, names: make(map[string]int), fds: make(map[int64]string), ports: make(map[uint32]string), buffers: make(map[string]bool)}
 	calls, failure, err := p.relevant(record)
 	if err != nil {
 		return nil, err

@@ -169,6 +169,27 @@ var programs = map[string]func(t *testing.T) (reproducer.About, *trace.Record){
 		s.call("close", 0, 0, 4)
 		return about(verdict.Fail), s.record()
 	},
+	"vsock": func(t *testing.T) (reproducer.About, *trace.Record) {
+		s := newScript(t)
+		at := func(port uint32) trace.Memory { // the local context
+			raw := binary.NativeEndian.AppendUint16(nil, unix.AF_VSOCK)
+			raw = binary.NativeEndian.AppendUint32(append(raw, 0, 0), port)
+			raw = binary.NativeEndian.AppendUint32(raw, unix.VMADDR_CID_LOCAL)
+			return memory(0, append(raw, 0, 0, 0, 0))
+		}
+		s.call("socket", 3, 0, unix.AF_VSOCK, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		s.End(s.Begin("bind", []int64{3}, []trace.Memory{at(unix.VMADDR_PORT_ANY)}, 1), 0, 0, nil, nil, 0)
+		s.call("listen", 0, 0, 3, 8)
+		s.call("socket", 4, 0, unix.AF_VSOCK, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		s.option(4, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1, 0)
+		s.End(s.Begin("getsockname", []int64{3}, nil, 0), 0, 0, nil, []trace.Memory{at(3_000_000_000)}, 1)
+		s.End(s.Begin("connect", []int64{4}, []trace.Memory{at(3_000_000_000)}, 1), 0, 0, nil, nil, 0)
+		s.call("accept4", 5, 0, 3, unix.SOCK_CLOEXEC)
+		s.sendmsg(4, unix.MSG_ZEROCOPY, memory(0x9000, make([]byte, 1000)), nil, nil, 1000, 0)
+		s.sendmsg(4, 0, memory(0x9000, []byte("x")), profile(t, "v8").Encode(1), profile(t, "v8").Encode(1), 1, 0)
+		s.Mark(trace.Failure, nil, "the request was not answered")
+		return about(verdict.Fail), s.record()
+	},
 	"msghdr": func(t *testing.T) (reproducer.About, *trace.Record) {
 		s := newScript(t)
 		s.pair()
