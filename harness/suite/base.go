@@ -18,7 +18,7 @@ type Base struct {
 	Features  []link.Feature
 	Boot      time.Duration // exec of QEMU to Hello
 
-	stock stock
+	stock stock // has the machines
 }
 
 // Save boots a machine, saves it and ends it. Of the options it uses Booter,
@@ -43,8 +43,8 @@ func Save(ctx context.Context, options Options) (*Base, error) {
 func (b *Base) Close() { b.stock.close() }
 
 // Run runs instances in this order, but those that need other processors later and
-// those that destroy their machine last, from the state the base was saved in. Of the options it uses all but Wanted.
-// Results and errors are those of Run.
+// those that destroy their machine last, from the state the base was saved in. Of the
+// options it uses all but Wanted. Results and errors are those of Run.
 func (b *Base) Run(ctx context.Context, options Options, instances []link.Instance) (*Result, error) {
 	r, err := newRunner(options, 1, &b.stock)
 	if err != nil {

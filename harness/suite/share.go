@@ -25,7 +25,7 @@ const fewest = 32
 // can be repeated.
 func share(ctx context.Context, first *runner, instances []link.Instance) (*Result, error) {
 	joint := &joint{Options: first.Options, total: len(instances)}
-	shares := deal(instances, min(max(first.Machines, 1), max(len(instances)/fewest, kinds(instances))))
+	shares := deal(instances, worthwhile(instances, max(first.Machines, 1)))
 	runners := []*runner{first}
 	for number := 2; number <= len(shares); number++ {
 		r, err := newRunner(first.Options, number, first.stock)
@@ -56,9 +56,18 @@ func share(ctx context.Context, first *runner, instances []link.Instance) (*Resu
 func kinds(instances []link.Instance) int {
 	seen := map[int]bool{}
 	for _, instance := range instances {
-		seen[processors(instance)] = true
+		seen[processorsOf(instance)] = true
 	}
 	return len(seen)
+}
+
+// worthwhile is how many of the machines that there may be the instances get.
+func worthwhile(instances []link.Instance, machines int) int {
+	kinds := kinds(instances)
+	if kinds == 1 && instances[0].Concurrent {
+		machines = max(machines/together, 1)
+	}
+	return min(machines, max(len(instances)/fewest, kinds))
 }
 
 // How long things take beside a case of the common sort, roughly: a case that is
@@ -69,10 +78,14 @@ const (
 	otherBootWeight  = 60
 )
 
-// deal gives each of so many machines its share. The concurrent cases go to half of
-// the machines only: those run for a while with twice the processors, of which the
-// host has no more than machines.
+// deal gives each of so many machines its share. Of cases of both kinds the concurrent
+// ones go to half of the machines only: those run for a while with twice the
+// processors, of which the host has no more than machines.
 func deal(instances []link.Instance, machines int) [][]link.Instance {
+	firstConcurrent := machines / together
+	if kinds(instances) == 1 {
+		firstConcurrent = 0
+	}
 	shares := make([][]link.Instance, machines)
 	load := make([]int, machines)
 	give := func(instance link.Instance, weight, from, turn int) {
@@ -93,7 +106,7 @@ func deal(instances []link.Instance, machines int) [][]link.Instance {
 	for _, instance := range instances {
 		switch {
 		case instance.Concurrent:
-			give(instance, concurrentWeight, machines/2, 0)
+			give(instance, concurrentWeight, firstConcurrent, 0)
 		case instance.Destroys:
 			give(instance, destroyingWeight, 0, 0)
 		default:

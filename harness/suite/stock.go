@@ -18,8 +18,8 @@ const (
 	together = 2
 )
 
-// processors is how many the machine of an instance has.
-func processors(instance link.Instance) int {
+// processorsOf is how many the machine of an instance has.
+func processorsOf(instance link.Instance) int {
 	if instance.Concurrent {
 		return together
 	}

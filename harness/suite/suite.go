@@ -325,14 +325,14 @@ func (r *runner) enough() bool { return r.Enough != nil && r.Enough() }
 // batch returns those of the cases that are left that can run in one machine, and
 // its processors: first those for the machine that runs, then those for any other,
 // at last a single one that destroys its machine.
-func (r *runner) batch(left []string) (batch []string, in int) {
+func (r *runner) batch(left []string) (batch []string, processors int) {
 	kinds := []int{alone, together}
 	if r.session != nil && r.session.processors == together {
 		slices.Reverse(kinds)
 	}
 	for _, kind := range kinds {
 		for _, id := range left {
-			if instance := r.instances[id]; !instance.Destroys && processors(instance) == kind {
+			if instance := r.instances[id]; !instance.Destroys && processorsOf(instance) == kind {
 				batch = append(batch, id)
 			}
 		}
@@ -340,7 +340,7 @@ func (r *runner) batch(left []string) (batch []string, in int) {
 			return batch, kind
 		}
 	}
-	return left[:1], processors(r.instances[left[0]])
+	return left[:1], processorsOf(r.instances[left[0]])
 }
 
 func (r *runner) find(id string) *verdict.Case {

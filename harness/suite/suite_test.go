@@ -187,6 +187,7 @@ func TestOnlyConcurrentCasesTakeOneMachine(t *testing.T) {
 	_, err := run(t, lab, func(o *suite.Options) {
 		o.Wanted = func(i link.Instance) bool { return i.Concurrent }
 		o.Concurrent = true
+		o.Machines = 2
 	})
 	if err != nil {
 		t.Fatal(err)
