@@ -165,6 +165,11 @@ func Wait(fd int, patience time.Duration) (bool, error) {
 // [Ledger.Check] to say. Entries that are no zero-copy notifications are
 // returned.
 func Collect(fd int, ledger *Ledger, sends int, patience time.Duration) ([]Notification, error) {
+	return CollectUntil(fd, ledger, func() bool { return ledger.Covered() >= sends }, patience)
+}
+
+// CollectUntil is Collect for another idea of what is enough.
+func CollectUntil(fd int, ledger *Ledger, enough func() bool, patience time.Duration) ([]Notification, error) {
 	var others []Notification
 	deadline := time.Now().Add(patience)
 	for {
@@ -180,7 +185,7 @@ func Collect(fd int, ledger *Ledger, sends int, patience time.Duration) ([]Notif
 			return others, err
 		}
 		left := time.Until(deadline)
-		if ledger.Covered() >= sends || left <= 0 {
+		if enough() || left <= 0 {
 			return others, nil
 		}
 		if _, err := Wait(fd, left); err != nil {

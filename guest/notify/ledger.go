@@ -45,6 +45,15 @@ func (l *Ledger) Covered() int {
 	return int(min(covered, math.MaxInt)) // an int has 32 bits in a 32-bit task
 }
 
+// Total is the number of sends that were notified, each as often as it was.
+func (l *Ledger) Total() int {
+	total := uint64(0)
+	for _, entry := range l.sorted() {
+		total += uint64(entry.High) - uint64(entry.Low) + 1
+	}
+	return int(min(total, math.MaxInt))
+}
+
 // Has tells whether every send from low to high, inclusive, was notified.
 func (l *Ledger) Has(low, high uint32) bool {
 	next := uint64(low)

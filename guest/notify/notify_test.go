@@ -251,6 +251,15 @@ func TestLedger(t *testing.T) {
 	}
 }
 
+func TestLedgerTotal(t *testing.T) {
+	var ledger notify.Ledger
+	ledger.Add(ranges([2]uint32{0, 2}, [2]uint32{2, 2}, [2]uint32{9, 8})...)
+	ledger.Add(notify.Notification{Origin: notify.OriginICMP})
+	if got := ledger.Total(); got != 4 {
+		t.Errorf("%d sends were notified, want 4: those of [0,2] and again the last", got)
+	}
+}
+
 func TestLedgerHas(t *testing.T) {
 	var ledger notify.Ledger
 	ledger.Add(ranges([2]uint32{7, 9}, [2]uint32{0, 2}, [2]uint32{3, 4})...)
