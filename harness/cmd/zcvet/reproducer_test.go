@@ -67,31 +67,41 @@ func inShell(t *testing.T, lines []string, arguments ...string) string {
 
 // The programs show the faults on kernels that have them, and on no other.
 func TestReproducersOnMutants(t *testing.T) {
-	faults := []string{"capacity_minus_one", "range_start_off_by_one", "lost_on_epipe", "poll_misses_queue"}
-	got := zcvet(t, "mutate", "--kernel", "6.12", "--mutant", strings.Join(faults, ","), "--kills", "1",
-		"--suite", "scm/fifo,content/fields,poll/error-while-pending,scm/failed-send/shut-down,!nic,!nic-nosg,!veth")
-	if got.code != 0 {
-		t.Fatalf("exit %d, want 0: every mutant shows in a case", got.code)
+	type program struct{ fault, source string }
+	var programs []program
+	for _, shown := range []struct{ faults, by string }{
+		{
+			"capacity_minus_one,range_start_off_by_one,lost_on_epipe,poll_misses_queue",
+			"scm/fifo,content/fields,poll/error-while-pending,scm/failed-send/shut-down,!nic,!nic-nosg,!veth",
+		},
+		{"range_end_off_by_one", "vsock/shapes"},
+	} {
+		got := zcvet(t, "mutate", "--kernel", "6.12", "--mutant", shown.faults, "--kills", "1", "--suite", shown.by)
+		if got.code != 0 {
+			t.Fatalf("exit %d, want 0: every mutant shows in a case", got.code)
+		}
+		for fault := range strings.SplitSeq(shown.faults, ",") {
+			of, err := filepath.Glob(filepath.Join(got.dir, "reproducers", fault+"_*.c"))
+			if err != nil || len(of) == 0 {
+				t.Fatalf("%s: no program (%v)", fault, err)
+			}
+			programs = append(programs, program{fault, of[0]})
+		}
 	}
 	series := revisions(t)("mutants", mutants.None)
 
 	arguments := []string{"--kernel", "6.12", "--series", series}
 	var lines []string
 	want := map[string]int{}
-	for _, fault := range faults {
-		sources, err := filepath.Glob(filepath.Join(got.dir, "reproducers", fault+"_*.c"))
-		if err != nil || len(sources) == 0 {
-			t.Errorf("%s: no program (%v)", fault, err)
-			continue
-		}
-		program := compileReproducer(t, sources[0])
+	for _, p := range programs {
+		program := compileReproducer(t, p.source)
 		arguments = append(arguments, "--with", program)
-		for _, mutant := range []string{fault, mutants.None} {
-			mark := fmt.Sprintf("%s on %s exits with", fault, mutant)
+		for _, mutant := range []string{p.fault, mutants.None} {
+			mark := fmt.Sprintf("%s on %s exits with", p.fault, mutant)
 			lines = append(lines,
 				"echo "+mutant+" > /sys/module/zcvet/parameters/mutant",
 				fmt.Sprintf("/with/%s; echo %s $?", filepath.Base(program), mark))
-			want[mark] = map[bool]int{true: 1}[mutant == fault]
+			want[mark] = map[bool]int{true: 1}[mutant == p.fault]
 		}
 	}
 	screen := inShell(t, append(lines, "exit"), arguments...)
