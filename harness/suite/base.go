@@ -22,14 +22,14 @@ type Base struct {
 }
 
 // Save boots a machine, saves it and ends it. Of the options it uses Booter,
-// Concurrent, Patience, Console and Allowed. Errors are those of Run.
+// Patience, Console and Allowed. Errors are those of Run.
 func Save(ctx context.Context, options Options) (*Base, error) {
 	base := &Base{}
 	r, err := newRunner(options, 1, &base.stock)
 	if err != nil {
 		return nil, err
 	}
-	hello, err := r.bringUp(ctx, options.firstKind())
+	hello, err := r.bringUp(ctx, alone)
 	r.close()
 	if err != nil {
 		base.Close()

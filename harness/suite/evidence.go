@@ -62,7 +62,7 @@ func (w *watch) parseTrace(id string, region []byte) {
 // readTrace finds the record in the memory of a machine whose agent cannot send
 // it any more.
 func (w *watch) readTrace(id string) {
-	traced := w.stock.of(w.session.processors).traced
+	traced := w.session.traced
 	if len(traced)*trace.PageSize != trace.Size {
 		return
 	}

@@ -23,8 +23,9 @@ import (
 // machine's console reader, which ends with the machine.
 type session struct {
 	runner     *runner
-	processors int // of vm
 	vm         VM
+	processors int      // of vm
+	traced     []uint64 // where the agent of vm records the system calls
 	conn       *link.Conn
 
 	messages chan received

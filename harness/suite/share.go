@@ -89,10 +89,10 @@ func deal(instances []link.Instance, machines int) [][]link.Instance {
 	shares := make([][]link.Instance, machines)
 	load := make([]int, machines)
 	give := func(instance link.Instance, weight, from, turn int) {
-		chosen := from
-		for i := range machines - from {
-			// Where they are alike, cases take turns.
-			if next := from + (i+turn)%(machines-from); load[next] < load[chosen] || i == 0 {
+		among := machines - from
+		chosen := from + turn%among // where they are alike, cases take turns
+		for i := range among {
+			if next := from + (i+turn)%among; load[next] < load[chosen] {
 				chosen = next
 			}
 		}

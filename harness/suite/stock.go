@@ -28,10 +28,7 @@ func processorsOf(instance link.Instance) int {
 
 // stock keeps, by their processors, machines that were saved when their agents were
 // ready. Runners share it.
-type stock struct {
-	lock  sync.Mutex
-	saved map[int]*saved
-}
+type stock [together + 1]saved
 
 // saved is a machine of a stock.
 type saved struct {
@@ -44,26 +41,12 @@ type saved struct {
 	traced []uint64
 }
 
-func (s *stock) of(processors int) *saved {
-	s.lock.Lock()
-	defer s.lock.Unlock()
-	if s.saved == nil {
-		s.saved = make(map[int]*saved)
-	}
-	if s.saved[processors] == nil {
-		s.saved[processors] = &saved{}
-	}
-	return s.saved[processors]
-}
-
 // close frees the memory of the snapshots, once no runner needs them.
 func (s *stock) close() {
-	s.lock.Lock()
-	defer s.lock.Unlock()
-	for _, saved := range s.saved {
-		if saved.snapshot != nil {
-			saved.snapshot.Close()
-			saved.snapshot = nil
+	for i := range s {
+		if s[i].snapshot != nil {
+			s[i].snapshot.Close()
+			s[i].snapshot = nil
 		}
 	}
 }
@@ -71,7 +54,7 @@ func (s *stock) close() {
 // bringUp starts a machine with so many processors, from a snapshot if the stock has
 // one. Else it boots, is saved, and the Hello of its agent is returned.
 func (r *runner) bringUp(ctx context.Context, processors int) (*link.Hello, error) {
-	saved := r.stock.of(processors)
+	saved := &r.stock[processors]
 	saved.lock.Lock()
 	if saved.snapshot == nil {
 		defer saved.lock.Unlock()
@@ -79,10 +62,14 @@ func (r *runner) bringUp(ctx context.Context, processors int) (*link.Hello, erro
 		if err != nil {
 			return nil, err
 		}
-		saved.traced = hello.Trace
-		saved.snapshot = r.takeSnapshot(ctx)
+		r.session.traced = hello.Trace
+		saved.traced, saved.snapshot = hello.Trace, r.takeSnapshot(ctx)
 		return hello, nil
 	}
 	saved.lock.Unlock()
-	return nil, r.restore(ctx, saved.snapshot, processors)
+	if err := r.restore(ctx, saved.snapshot, processors); err != nil {
+		return nil, err
+	}
+	r.session.traced = saved.traced
+	return nil, nil
 }

@@ -175,7 +175,11 @@ func (r *runner) close() {
 
 // begin starts the first machine and selects the cases.
 func (r *runner) begin(ctx context.Context) ([]link.Instance, error) {
-	hello, err := r.bringUp(ctx, r.firstKind())
+	kind := alone
+	if r.Concurrent {
+		kind = together
+	}
+	hello, err := r.bringUp(ctx, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -188,13 +192,6 @@ func (r *runner) begin(ctx context.Context) ([]link.Instance, error) {
 			WithAdvice("zcvet run --list shows every case with its checklist ids")
 	}
 	return hello.Instances, nil
-}
-
-func (o *Options) firstKind() int {
-	if o.Concurrent {
-		return together
-	}
-	return alone
 }
 
 // boot starts a machine from power-on and waits for its agent.
