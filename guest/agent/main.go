@@ -37,11 +37,7 @@ func Main(arguments []string) int {
 		mode = arguments[1]
 	}
 	if mode == WorkerMode {
-		if err := Worker(); err != nil {
-			fmt.Fprintf(os.Stderr, "worker: %v\n", err)
-			return 1
-		}
-		return 0
+		return workerFailed(Worker())
 	}
 	if mode == cases.ChildMode && len(arguments) == 4 {
 		files, err := strconv.Atoi(arguments[3])
@@ -118,28 +114,34 @@ func initialise(s system) error {
 	if err := processor.Share(); err != nil {
 		return err
 	}
-	port, err := openPort(portClass, link.PortName, portPatience)
+	fd, err := openPort(portClass, link.PortName, portPatience)
 	if err != nil {
 		return err
 	}
-	host := link.NewConn(port)
-	namespaces, err := network.New()
-	if err != nil {
-		// The host hears it here, as there is no agent yet.
+	host := link.NewConn(newPort(fd))
+	// The host hears of errors here, as there is no agent yet.
+	refuse := func(err error) error {
 		_ = host.Send(link.KindFatal, link.Fatal{Error: err.Error()})
 		return err
 	}
-	a := newAgent(s, namespaces, host)
+	cases, err := openPort(portClass, link.CasesPortName, portPatience)
+	if err != nil {
+		return refuse(err)
+	}
+	namespaces, err := network.New()
+	if err != nil {
+		return refuse(err)
+	}
+	a := newAgent(s, namespaces, host, cases)
 	a.lay = namespaces.Lay
-	go a.reaper.run()
 	return a.serve()
 }
 
-func newAgent(s system, namespaces *network.Network, host *link.Conn) *Agent {
+func newAgent(s system, namespaces *network.Network, host *link.Conn, cases int) *Agent {
 	return &Agent{
-		system: s, network: namespaces, lay: func() error { return nil }, host: host, reaper: newReaper(s),
+		system: s, network: namespaces, lay: func() error { return nil }, host: host, cases: cases,
 		debugfs:      debugfs.Root,
-		killPatience: killPatience,
-		fromHost:     make(chan received), calls: make(map[uint64]pendingCall),
+		killPatience: killPatience, readyPatience: readyPatience, lookInterval: lookInterval,
+		fromHost: make(chan received),
 	}
 }

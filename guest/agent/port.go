@@ -14,52 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// descriptor reads and writes a blocking descriptor by plain system calls. Go's
-// poller loses wake-ups on a file that several processes have, as a worker's end
-// of its connection is had by PID 1 until the worker has started.
-type descriptor int
-
-// Read reads at least one byte. It returns io.EOF at the end of the stream.
-func (d descriptor) Read(buffer []byte) (int, error) {
-	for {
-		count, err := unix.Read(int(d), buffer)
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return 0, err
-		case count == 0 && len(buffer) > 0:
-			return 0, io.EOF
-		default:
-			return count, nil
-		}
-	}
-}
-
-// Write writes all of data: a port takes at most 32 KiB per call.
-func (d descriptor) Write(data []byte) (int, error) {
-	written := 0
-	for written < len(data) {
-		count, err := unix.Write(int(d), data[written:])
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return written, err
-		}
-		written += count
-	}
-	return written, nil
-}
-
-// port is the virtio-serial port of the guest link. Between the boot and the
+// port is a virtio-serial port of the guest link. Between the boot and the
 // host's connection, and while a restored machine waits for its new host, a read
 // finds no peer and returns at once; that is no end of the stream.
 //
 // It is read through Go's poller: for a read that blocks, the runtime wakes a
-// thread of its own several times, and each time the worker's translations are
-// thrown away. It is opened with close-on-exec, as a port that several processes
-// have loses wake-ups.
+// thread of its own several times, and each time translations are thrown away. The
+// poller of one process only may have it, or wake-ups are lost.
 type port struct{ io.ReadWriter }
+
+// newPort returns the port with a descriptor that does not block.
+func newPort(fd int) port { return port{os.NewFile(uintptr(fd), "port")} }
 
 // reconnectPause is how long a port without a host rests between two reads.
 const reconnectPause = 2 * time.Millisecond
@@ -81,20 +46,20 @@ const (
 	portPatience = 5 * time.Second
 )
 
-// openPort opens the port with a name, once it is there.
-func openPort(class, name string, patience time.Duration) (port, error) {
+// openPort opens the port with a name, once it is there, so that it does not block.
+func openPort(class, name string, patience time.Duration) (fd int, err error) {
 	deadline := time.Now().Add(patience)
 	for {
 		device, seen := findPort(class, name)
 		if device != "" {
 			fd, err := unix.Open(filepath.Join("/dev", device), unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 			if err != nil {
-				return port{}, fmt.Errorf("open guest link port %s: %w", device, err)
+				return 0, fmt.Errorf("open guest link port %s: %w", device, err)
 			}
-			return port{os.NewFile(uintptr(fd), name)}, nil
+			return fd, nil
 		}
 		if time.Now().After(deadline) {
-			return port{}, fmt.Errorf("no virtio-serial port is called %q after %v; there are %q", name, patience, seen)
+			return 0, fmt.Errorf("no virtio-serial port is called %q after %v; there are %q", name, patience, seen)
 		}
 		time.Sleep(time.Millisecond)
 	}

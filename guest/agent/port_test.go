@@ -59,11 +59,10 @@ func TestPortWithoutHostIsNoEndOfStream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(reader)
 	got := make(chan string, 1)
 	go func() {
 		buffer := make([]byte, 16)
-		count, err := port{descriptor(reader)}.Read(buffer)
+		count, err := newPort(reader).Read(buffer)
 		if err != nil {
 			got <- err.Error()
 			return
@@ -75,32 +74,5 @@ func TestPortWithoutHostIsNoEndOfStream(t *testing.T) {
 	}
 	if read := <-got; read != "hello" {
 		t.Errorf("read %q", read)
-	}
-}
-
-func TestDescriptorWritesEverything(t *testing.T) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data := strings.Repeat("0123456789", 100_000)
-	written := make(chan error, 1)
-	go func() {
-		_, err := descriptor(pair[0]).Write([]byte(data))
-		unix.Close(pair[0])
-		written <- err
-	}()
-	var got strings.Builder
-	buffer := make([]byte, 1000)
-	for {
-		count, err := descriptor(pair[1]).Read(buffer)
-		got.Write(buffer[:count])
-		if err != nil {
-			break
-		}
-	}
-	unix.Close(pair[1])
-	if err := <-written; err != nil || got.String() != data {
-		t.Errorf("%v; %d of %d bytes arrived", err, got.Len(), len(data))
 	}
 }

@@ -30,162 +30,138 @@ const (
 
 // workerProcess is a worker as PID 1 sees it.
 type workerProcess struct {
-	pid  int
-	conn *link.Conn
-	// file is the stream under conn.
-	file     *os.File
-	messages chan received
+	pid     int
+	started time.Duration // by link.Now
+	// setup is the pipe through which it hears of the network.
+	setup *os.File
+	sheet *timesheet
 	// died delivers once, when the process has been reaped.
 	died   <-chan unix.WaitStatus
 	output *output
-	// stop ends the goroutine that fills messages.
-	stop chan struct{}
 }
 
-// greet tells a fresh worker about the network, waits until it is ready and
-// returns its Hello.
-func (a *Agent) greet() (json.RawMessage, error) {
-	w := a.worker
-	failed := func(why string) error {
-		end, err := a.bury("", a.killPatience, why)
-		if err != nil {
-			return err
-		}
-		return errors.New(end.Detail)
-	}
-	_ = w.file.SetWriteDeadline(time.Now().Add(readyPatience))
-	if err := w.conn.Send(kindSetup, setup{Missing: a.network.Missing}); err != nil {
-		return nil, failed(fmt.Sprintf("a fresh worker cannot be reached: %v", err))
-	}
-	select {
-	case got := <-w.messages:
-		if got.err != nil {
-			return nil, failed(fmt.Sprintf("a fresh worker is gone: %v", got.err))
-		}
-		if got.message.Kind != link.KindHello {
-			return nil, failed(fmt.Sprintf("a fresh worker sent a %s message", got.message.Kind))
-		}
-		return got.message.Body, nil
-	case <-time.After(readyPatience):
-		return nil, fmt.Errorf("a fresh worker is silent for %v; %s", readyPatience, strings.Join(a.system.Stacks(w.pid), "; "))
-	}
+// tell tells a fresh worker about the network.
+func (w *workerProcess) tell(told setup) error {
+	return errors.Join(json.NewEncoder(w.setup).Encode(told), w.setup.Close())
 }
 
-// launch starts a worker and the goroutines that read from it.
-func (a *Agent) launch() error {
-	w, err := a.start()
+// launch starts the worker and the goroutine that reads what it prints.
+func (a *Agent) launch() (err error) {
+	var handed []*os.File // which the worker has then
+	defer func() {
+		for _, file := range handed {
+			_ = file.Close()
+		}
+	}()
+	w := &workerProcess{started: link.Now()}
+	null, err := os.Open(os.DevNull)
 	if err != nil {
-		return fmt.Errorf("start a worker: %w", err)
+		return err
 	}
+	handed = append(handed, null)
+	sheet, err := newTimesheet()
+	if err != nil {
+		return err
+	}
+	handed = append(handed, sheet)
+	if w.sheet, err = mapTimesheet(int(sheet.Fd())); err != nil {
+		return err
+	}
+	if a.console, err = a.system.KernelLog(); err != nil {
+		return err
+	}
+	if a.trace, err = trace.NewFile(); err != nil {
+		return err
+	}
+	told, tell, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("pipe: %w", err)
+	}
+	handed = append(handed, told)
+	w.setup = tell
+	read, write, err := os.Pipe()
+	if err != nil {
+		_ = tell.Close()
+		return fmt.Errorf("pipe: %w", err)
+	}
+	handed = append(handed, write)
+
+	files := make([]int, workerFiles)
+	files[0] = int(null.Fd())
+	files[1], files[2] = int(write.Fd()), int(write.Fd())
+	files[workerLink] = a.cases
+	files[workerSetup] = int(told.Fd())
+	files[workerSender], files[workerReceiver] = a.network.Sender.FD(), a.network.Receiver.FD()
+	files[workerTrace], files[workerTimesheet] = int(a.trace.Fd()), int(sheet.Fd())
+	files[workerConsole] = int(a.console.Fd())
+	w.output = &output{send: a.output, current: func() string { return w.sheet.current().id }, done: make(chan struct{})}
+	go w.output.read(read)
+	if w.pid, err = a.system.StartWorker(files); err != nil {
+		_ = tell.Close()
+		return err
+	}
+	w.died = reap(a.system, w.pid)
 	a.worker = w
 	return nil
 }
 
-func (a *Agent) start() (*workerProcess, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("socketpair: %w", err)
-	}
-	defer func() { _ = unix.Close(pair[1]) }()
-	// This end only: the deadlines of the poller need it, the worker reads
-	// with plain blocking calls.
-	if err := unix.SetNonblock(pair[0], true); err != nil {
-		_ = unix.Close(pair[0])
-		return nil, fmt.Errorf("socketpair: %w", err)
-	}
-	file := os.NewFile(uintptr(pair[0]), "worker")
-	read, write, err := os.Pipe()
-	if err != nil {
-		_ = file.Close()
-		return nil, fmt.Errorf("pipe: %w", err)
-	}
-	defer func() { _ = write.Close() }()
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		_ = file.Close()
-		_ = read.Close()
-		return nil, err
-	}
-	defer func() { _ = null.Close() }()
-
-	w := &workerProcess{
-		conn: link.NewConn(file), file: file,
-		messages: make(chan received), stop: make(chan struct{}),
-		output: readOutput(read, a.output),
-	}
-	if a.trace == nil {
-		if a.trace, err = trace.NewFile(); err != nil {
-			_ = file.Close()
-			_ = read.Close()
-			return nil, err
+// reap collects every child of PID 1, the worker and processes whose parents have
+// died, until there is none: then none can come any more. The channel delivers how
+// the worker ended.
+func reap(s system, worker int) <-chan unix.WaitStatus {
+	died := make(chan unix.WaitStatus, 1)
+	go func() {
+		for {
+			pid, status, err := s.Wait()
+			if err != nil {
+				return
+			}
+			if pid == worker {
+				died <- status
+			}
 		}
-	}
-	files := make([]int, workerFiles)
-	files[workerTrace] = int(a.trace.Fd())
-	files[0] = int(null.Fd())
-	files[1], files[2] = int(write.Fd()), int(write.Fd())
-	files[workerLink] = pair[1]
-	files[workerSender], files[workerReceiver] = a.network.Sender.FD(), a.network.Receiver.FD()
-	w.pid, w.died, err = a.reaper.start(func() (int, error) { return a.system.StartWorker(files) })
-	if err != nil {
-		_ = file.Close()
-		return nil, err
-	}
-	go forward(w.conn, w.messages, w.stop)
-	return w, nil
-}
-
-// abandon closes PID 1's end of the connection. A worker that still lives ends
-// by itself.
-func (w *workerProcess) abandon() {
-	close(w.stop)
-	_ = w.file.Close()
+	}()
+	return died
 }
 
 // output sends what a worker prints to the host, line by line. The Go runtime
 // prints the stacks of a panic or of SIGQUIT there.
 type output struct {
 	send func(id, line string)
-	done chan struct{}
+	// current returns the case that runs.
+	current func() string
+	done    chan struct{}
 
 	lock  sync.Mutex
-	id    string
+	id    string // of the case that count and head are about
 	count int
 	head  []string
 }
 
-// readOutput reads until every holder of the pipe's other end is gone.
-func readOutput(pipe *os.File, send func(id, line string)) *output {
-	o := &output{send: send, done: make(chan struct{})}
-	go func() {
-		defer close(o.done)
-		defer func() { _ = pipe.Close() }()
-		lines := bufio.NewReaderSize(pipe, 16<<10)
-		for {
-			// A line longer than the buffer comes in pieces.
-			line, _, err := lines.ReadLine()
-			if err != nil {
-				if !errors.Is(err, io.EOF) {
-					o.line(fmt.Sprintf("output of the worker: %v", err))
-				}
-				return
+// read reads until every holder of the pipe's other end is gone.
+func (o *output) read(pipe *os.File) {
+	defer close(o.done)
+	defer func() { _ = pipe.Close() }()
+	lines := bufio.NewReaderSize(pipe, 16<<10)
+	for {
+		// A line longer than the buffer comes in pieces.
+		line, _, err := lines.ReadLine()
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				o.line(fmt.Sprintf("output of the worker: %v", err))
 			}
-			o.line(string(line))
+			return
 		}
-	}()
-	return o
-}
-
-// begin makes what is printed from now on part of the log of an instance.
-func (o *output) begin(id string) {
-	o.lock.Lock()
-	defer o.lock.Unlock()
-	o.id, o.count, o.head = id, 0, nil
+		o.line(string(line))
+	}
 }
 
 func (o *output) line(line string) {
+	id := o.current()
 	o.lock.Lock()
-	id := o.id
+	if id != o.id {
+		o.id, o.count, o.head = id, 0, nil
+	}
 	o.count++
 	count := o.count
 	if len(o.head) < outputHead {
@@ -200,71 +176,19 @@ func (o *output) line(line string) {
 	}
 }
 
-// finish waits for the end of a dead worker's output and returns its first lines.
-// A child of the worker may hold the pipe open, so it does not wait for ever.
+// finish waits for the end of a dead worker's output and returns the first lines
+// that its last case printed. A child of the worker may hold the pipe open, so it
+// does not wait for ever.
 func (o *output) finish(patience time.Duration) string {
 	select {
 	case <-o.done:
 	case <-time.After(patience):
 	}
+	id := o.current()
 	o.lock.Lock()
 	defer o.lock.Unlock()
+	if o.id != id {
+		return ""
+	}
 	return strings.Join(o.head, "\n")
-}
-
-// reaper collects every child of PID 1: workers, and processes whose parents
-// have died.
-type reaper struct {
-	system system
-
-	lock    sync.Mutex
-	changed *sync.Cond
-	started int // how many children PID 1 itself has started
-	waiting map[int]chan unix.WaitStatus
-}
-
-func newReaper(s system) *reaper {
-	r := &reaper{system: s, waiting: make(map[int]chan unix.WaitStatus)}
-	r.changed = sync.NewCond(&r.lock)
-	return r
-}
-
-// start starts a child and returns a channel that delivers how it ended.
-func (r *reaper) start(child func() (pid int, err error)) (int, <-chan unix.WaitStatus, error) {
-	// Held over the start, so that a child that dies at once is not reaped
-	// before it is known.
-	r.lock.Lock()
-	defer r.lock.Unlock()
-	pid, err := child()
-	if err != nil {
-		return 0, nil, err
-	}
-	died := make(chan unix.WaitStatus, 1)
-	r.waiting[pid] = died
-	r.started++
-	r.changed.Signal()
-	return pid, died, nil
-}
-
-// run reaps as long as PID 1 lives. Without any child it waits for the next
-// start; an orphan cannot appear before that, because it needs a parent first.
-func (r *reaper) run() {
-	seen := 0
-	for {
-		pid, status, err := r.system.Wait()
-		r.lock.Lock()
-		if err != nil {
-			for r.started == seen {
-				r.changed.Wait()
-			}
-			seen = r.started
-			r.lock.Unlock()
-			continue
-		}
-		if died, known := r.waiting[pid]; known {
-			delete(r.waiting, pid)
-			died <- status
-		}
-		r.lock.Unlock()
-	}
 }

@@ -21,10 +21,8 @@ type system interface {
 	Mount(source, target, kind string) error
 	// SetSysctl writes a file below /proc/sys unless it holds the value.
 	SetSysctl(name, value string) error
-	// SetMutant switches on one of the faults that the kernel can have.
-	SetMutant(name string) error
-	// Print puts a line on the console, in order with what the kernel prints.
-	Print(line string) error
+	// KernelLog opens the kernel's log, for writing.
+	KernelLog() (*os.File, error)
 	// StartWorker starts this program again as a worker. The files become its
 	// descriptors 0, 1, 2 and so on; no other is passed on.
 	StartWorker(files []int) (pid int, err error)
@@ -64,23 +62,7 @@ func (kernel) SetSysctl(name, value string) error {
 	return os.WriteFile(path, []byte(value), 0)
 }
 
-func (kernel) SetMutant(name string) error {
-	return os.WriteFile("/sys/module/zcvet/parameters/mutant", []byte(name), 0)
-}
-
-// Print goes through the kernel's own log: what is written to the console device
-// overtakes it.
-func (kernel) Print(line string) error {
-	log, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = log.Close() }()
-	// KERN_WARNING is the level of a splat, so that both are shown. Without the
-	// newline the record would wait for more text, unseen.
-	_, err = log.WriteString("<4>" + line + "\n")
-	return err
-}
+func (kernel) KernelLog() (*os.File, error) { return os.OpenFile("/dev/kmsg", os.O_WRONLY, 0) }
 
 func (kernel) StartWorker(files []int) (int, error) {
 	inherited := make([]uintptr, len(files))
@@ -122,12 +104,19 @@ func (kernel) Stacks(pid int) []string {
 	return lines
 }
 
+// taintedFile has the taint flags as a decimal number.
+const taintedFile = "/proc/sys/kernel/tainted"
+
+func parseTainted(text []byte) (uint64, error) {
+	return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+}
+
 func (kernel) Tainted() (uint64, error) {
-	text, err := os.ReadFile("/proc/sys/kernel/tainted")
+	text, err := os.ReadFile(taintedFile)
 	if err != nil {
 		return 0, err
 	}
-	return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	return parseTainted(text)
 }
 
 // PowerOff restarts: a machine without ACPI cannot switch itself off, it would

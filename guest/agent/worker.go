@@ -6,16 +6,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/zcvet/zcvet/guest/cases"
+	"github.com/zcvet/zcvet/guest/debugfs"
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/sys"
@@ -30,43 +31,45 @@ const WorkerMode = "worker"
 // The descriptors a worker inherits, besides standard input and output.
 const (
 	workerLink = 3 + iota
+	workerSetup
 	workerSender
 	workerReceiver
 	workerTrace
+	workerTimesheet
+	workerConsole
 	workerFiles // their number
 )
 
-// kindSetup is sent by PID 1 to a fresh worker, once the network is laid; the
-// worker answers with its Hello. The other messages are those of the guest link,
-// each Run with a single instance.
-const kindSetup link.Kind = "setup"
+// defaultCaseTimeout bounds a case whose Run names no limit.
+const defaultCaseTimeout = 30 * time.Second
 
-// setup tells a worker about the network its descriptors lead to.
+// setup tells a worker about the network its descriptors lead to. It comes through a
+// pipe, once the network is laid.
 type setup struct {
 	Missing map[network.Link]string `json:"missing"`
 }
 
-// Worker runs cases as PID 1 asks for them, until PID 1 closes the connection.
+// Worker runs cases as the host asks for them; it returns with an error only.
 func Worker() error {
-	// What a case starts must not hold PID 1's connection open.
-	for _, fd := range []int{workerLink, workerSender, workerReceiver, workerTrace} {
+	// What a case starts must not have them.
+	for fd := workerLink; fd < workerFiles; fd++ {
 		unix.CloseOnExec(fd)
 	}
-	conn := link.NewConn(descriptor(workerLink))
-	w := &worker{conn: conn, waiting: make(map[uint64]chan link.Reply), instances: make(map[string]cases.Instance)}
+	sheet, err := mapTimesheet(workerTimesheet)
+	if err != nil {
+		return err
+	}
+	w := &worker{
+		conn: link.NewConn(countedPort{newPort(workerLink), sheet}), sheet: sheet,
+		console: os.NewFile(workerConsole, "kernel log"),
+		waiting: make(map[uint64]chan link.Reply), instances: make(map[string]cases.Instance),
+	}
 	// Before the setup comes: PID 1 is laying the network meanwhile.
 	hello, err := w.hello()
 	if err != nil {
 		return err
 	}
-	message, err := conn.Receive()
-	if err != nil {
-		return fmt.Errorf("wait for setup: %w", err)
-	}
-	if message.Kind != kindSetup {
-		return fmt.Errorf("%s message where %s was due", message.Kind, kindSetup)
-	}
-	told, err := link.Decode[setup](message)
+	told, err := readSetup(os.NewFile(workerSetup, "setup"))
 	if err != nil {
 		return err
 	}
@@ -88,27 +91,54 @@ func Worker() error {
 	w.recorder = trace.NewRecorder(region)
 	sys.SetRecorder(w.recorder)
 	hello.Trace = trace.Pages(region)
-	// Reading the release has opened the descriptors of Go's poller, so those
-	// that come later than the counters belong to cases.
+	if w.taintedFD, err = unix.Open(taintedFile, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("%s: %w", taintedFile, err)
+	}
+	if w.tainted, err = w.readTainted(); err != nil {
+		return err
+	}
+	if err := debugfs.ResetCounters(debugfs.Root); err != nil {
+		return fmt.Errorf("reset the counters of executed lines: %w", err)
+	}
+	// The poller has opened its descriptors by now, so those that come later than
+	// the counters belong to cases.
 	if w.firstFree, err = firstFreeDescriptor(); err != nil {
 		return err
 	}
-	if err := conn.Send(link.KindHello, hello); err != nil {
+	if err := w.conn.Send(link.KindHello, hello); err != nil {
 		return err
 	}
-	if err := w.receive(); !errors.Is(err, io.EOF) {
-		return err
+	sheet.ready.Store(1)
+	return w.obey()
+}
+
+// readSetup waits until PID 1 has laid the network.
+func readSetup(pipe *os.File) (told setup, err error) {
+	defer func() { _ = pipe.Close() }()
+	if err := json.NewDecoder(pipe).Decode(&told); err != nil {
+		return told, fmt.Errorf("wait for the network: %w", err)
 	}
-	return nil
+	return told, nil
+}
+
+// workerFailed says on standard error, which PID 1 reads, why a worker ends, and
+// returns its exit code.
+func workerFailed(err error) int {
+	fmt.Fprintf(os.Stderr, "worker: %v\n", err)
+	return 1
 }
 
 // worker is the state of a worker process.
 type worker struct {
 	conn        *link.Conn
+	sheet       *timesheet
+	console     *os.File
 	environment *cases.Environment
 	instances   map[string]cases.Instance
 	firstFree   int
 	recorder    *trace.Recorder
+	taintedFD   int
+	tainted     uint64 // as the last case left the kernel
 
 	lock    sync.Mutex
 	calls   uint64
@@ -155,9 +185,9 @@ func firstFreeDescriptor() (int, error) {
 	}
 }
 
-// receive takes PID 1's messages until the connection ends. Cases run beside it:
-// an error ends the process even if a case hangs.
-func (w *worker) receive() error {
+// obey does what the host asks. Cases run beside it: an error ends the process even
+// if a case hangs.
+func (w *worker) obey() error {
 	for {
 		message, err := w.conn.Receive()
 		if err != nil {
@@ -169,43 +199,105 @@ func (w *worker) receive() error {
 			if err != nil {
 				return err
 			}
-			if len(run.Instances) != 1 {
-				return fmt.Errorf("a run of %d instances, a worker runs one at a time", len(run.Instances))
-			}
-			go w.run(run.Instances[0], run.Parameter)
+			go func() {
+				if err := w.run(run); err != nil {
+					os.Exit(workerFailed(err))
+				}
+			}()
 		case link.KindReply:
-			reply, err := link.Decode[link.Reply](message)
-			if err != nil {
+			if err := w.passReply(message); err != nil {
 				return err
 			}
-			w.lock.Lock()
-			waiting := w.waiting[reply.Number]
-			delete(w.waiting, reply.Number)
-			w.lock.Unlock()
-			if waiting == nil {
-				return fmt.Errorf("reply to call %d, which nobody waits for", reply.Number)
-			}
-			waiting <- reply
 		default:
-			return fmt.Errorf("unexpected %s message", message.Kind)
+			return fmt.Errorf("unexpected %s message from the host", message.Kind)
 		}
 	}
 }
 
-// run runs one instance and reports how it ended. PID 1 asks for the next one
-// only after that.
-func (w *worker) run(id string, parameters link.Parameters) {
+// passReply gives the host's answer to the case that waits for it.
+func (w *worker) passReply(message *link.Message) error {
+	reply, err := link.Decode[link.Reply](message)
+	if err != nil {
+		return err
+	}
+	w.lock.Lock()
+	waiting := w.waiting[reply.Number]
+	delete(w.waiting, reply.Number)
+	w.lock.Unlock()
+	if waiting == nil {
+		return fmt.Errorf("reply to call %d, which nobody waits for", reply.Number)
+	}
+	waiting <- reply
+	return nil
+}
+
+// run runs the instances of a Run, one after the other. The error is about the
+// worker, not about a case.
+func (w *worker) run(run link.Run) error {
+	if mutant := run.Parameter.Mutant; mutant != "" {
+		if err := os.WriteFile(mutantFile, []byte(mutant), 0); err != nil {
+			return fmt.Errorf("make the kernel mutant %q: %w", mutant, err)
+		}
+	}
+	for _, id := range run.Instances {
+		if err := w.runCase(id, run.Parameter); err != nil {
+			return err
+		}
+	}
+	return w.conn.Send(link.KindDone, link.Done{Ran: len(run.Instances)})
+}
+
+// mutantFile switches on one of the faults that the kernel can have.
+const mutantFile = "/sys/module/zcvet/parameters/mutant"
+
+// runCase runs one instance and reports how it ended.
+func (w *worker) runCase(id string, parameters link.Parameters) error {
+	limit := parameters.CaseTimeout
+	if limit <= 0 {
+		limit = defaultCaseTimeout
+	}
+	w.sheet.begin(id, limit, time.Duration(float64(killPatience)*max(parameters.TimeScale, 1)))
+	if err := w.conn.Send(link.KindCaseStart, link.CaseStart{ID: id, At: link.Now()}); err != nil {
+		return err
+	}
+	if err := printMark(w.console, link.StartMark(id)); err != nil {
+		return err
+	}
 	end := link.CaseEnd{ID: id, Status: string(cases.Fail), Detail: "no case is called that"}
+	w.recorder.Start(id)
 	if instance, known := w.instances[id]; known {
-		w.recorder.Start(id)
 		result := w.environment.Run(instance, parameters, func(line string) {
 			_ = w.conn.Send(link.KindLog, link.Log{ID: id, Line: line})
 		})
 		end.Status, end.Detail, end.Took = string(result.Status), result.Detail, result.Took
 		end.Measurements = result.Measurements
 	}
-	// An error of the connection ends receive, and with it the process.
-	_ = w.conn.Send(link.KindCaseEnd, end)
+	var err error
+	if end.Tainted, err = w.readTainted(); err != nil {
+		return err
+	}
+	if end.Status == string(cases.Fail) || end.Tainted != w.tainted {
+		end.Trace = w.recorder.Packed()
+	}
+	w.tainted = end.Tainted
+	if err := printMark(w.console, link.EndMark); err != nil {
+		return err
+	}
+	if err := w.conn.Send(link.KindCaseEnd, end); err != nil {
+		return err
+	}
+	w.sheet.end()
+	return nil
+}
+
+// readTainted returns the kernel's taint flags.
+func (w *worker) readTainted() (uint64, error) {
+	var text [32]byte
+	n, err := unix.Pread(w.taintedFD, text[:], 0)
+	if err != nil {
+		return 0, fmt.Errorf("read the taint flags: %w", err)
+	}
+	return parseTainted(text[:n])
 }
 
 // sweep closes the descriptors that a case made by itself; the framework has

@@ -3,6 +3,9 @@
 package agent
 
 import (
+	"encoding/json"
+	"errors"
+	"fmt"
 	"net"
 	"os"
 	"strings"
@@ -23,59 +26,210 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// processes starts real workers; the rest of the kernel stays fake.
-type processes struct{ *fakeSystem }
-
-func (processes) StartWorker(files []int) (int, error)     { return kernel{}.StartWorker(files) }
-func (processes) Wait() (int, unix.WaitStatus, error)      { return kernel{}.Wait() }
-func (processes) Signal(pid int, signal unix.Signal) error { return kernel{}.Signal(pid, signal) }
-func (processes) Stacks(pid int) []string                  { return kernel{}.Stacks(pid) }
-func realAgent(t *testing.T, here *network.Namespace) *host {
-	t.Helper()
-	missing := map[network.Link]string{network.NIC: "no NIC in this test", network.NICNoSG: "nor this one", network.Veth: "nor a veth"}
-	ours, theirs := net.Pipe()
-	t.Cleanup(func() { ours.Close(); theirs.Close() })
-	a := newAgent(processes{newFakeSystem(nil)}, &network.Network{Sender: here, Receiver: here, Missing: missing}, link.NewConn(theirs))
-	a.debugfs = t.TempDir()
-	go a.reaper.run()
-	h := &host{t: t, agent: a, conn: link.NewConn(ours), served: make(chan error, 1)}
-	go func() { h.served <- a.serve() }()
-	return h
+// processes starts a real worker; the rest of the kernel stays fake.
+type processes struct {
+	*fakeSystem
+	worker int
 }
 
-// TestRealWorker goes the whole way from PID 1 to a case in a process of its own
-// and back.
-func TestRealWorker(t *testing.T) {
-	here, err := network.Current()
+func (p *processes) StartWorker(files []int) (pid int, err error) {
+	p.worker, err = kernel{}.StartWorker(files)
+	return p.worker, err
+}
+
+// Wait waits for the worker only: other tests have children as well.
+func (p *processes) Wait() (int, unix.WaitStatus, error) {
+	var status unix.WaitStatus
+	pid, err := unix.Wait4(p.worker, &status, unix.WALL, nil)
+	return pid, status, err
+}
+
+func (*processes) Signal(pid int, signal unix.Signal) error { return kernel{}.Signal(pid, signal) }
+func (*processes) Stacks(pid int) []string                  { return kernel{}.Stacks(pid) }
+
+// workerHost is the test's end of the link to a worker.
+type workerHost struct {
+	*host
+	cases *link.Conn
+}
+
+// quietNetwork returns a network where nobody else has sockets, which a case would
+// take for its own; without the right to make one, that of the test.
+func quietNetwork(t *testing.T) *network.Namespace {
+	t.Helper()
+	namespace, err := network.NewNamespace()
+	if errors.Is(err, unix.EPERM) {
+		namespace, err = network.Current()
+	} else if err == nil {
+		err = namespace.SetUp("lo", true)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = here.Close() })
-	h := realAgent(t, here)
+	t.Cleanup(func() { _ = namespace.Close() })
+	return namespace
+}
+
+// serveWorker runs an agent whose worker is a process.
+func serveWorker(t *testing.T) *workerHost {
+	t.Helper()
+	here := quietNetwork(t)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := os.NewFile(uintptr(pair[0]), "cases")
+	t.Cleanup(func() { ours.Close(); unix.Close(pair[1]) })
+	system := newFakeSystem(t, nil)
+	h := serveWith(t, system, func(a *Agent) {
+		missing := map[network.Link]string{network.NIC: "no NIC in this test", network.NICNoSG: "nor this one", network.Veth: "nor a veth"}
+		a.system, a.network, a.cases = &processes{fakeSystem: system}, &network.Network{Sender: here, Receiver: here, Missing: missing}, pair[1]
+	})
+	return &workerHost{host: h, cases: link.NewConn(ours)}
+}
+
+// next returns the next message of the worker, which has to be of that kind.
+func (h *workerHost) next(kind link.Kind) *link.Message {
+	h.t.Helper()
+	for {
+		message, err := h.cases.Receive()
+		if err != nil {
+			h.t.Fatalf("waiting for %s: %v", kind, err)
+		}
+		switch message.Kind {
+		case kind:
+			return message
+		case link.KindLog:
+		default:
+			h.t.Fatalf("%s message %s where %s was due", message.Kind, message.Body, kind)
+		}
+	}
+}
+
+func (h *workerHost) run(run link.Run) {
+	h.t.Helper()
+	if err := h.cases.Send(link.KindRun, run); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *workerHost) expectCase(id, status, detail string) {
+	h.t.Helper()
+	if start := decode[link.CaseStart](h.t, h.next(link.KindCaseStart)); start.ID != id || start.At <= 0 {
+		h.t.Errorf("%+v began where %s was due", start, id)
+	}
+	end := decode[link.CaseEnd](h.t, h.next(link.KindCaseEnd))
+	if end.ID != id || end.Status != status || !strings.Contains(end.Detail, detail) {
+		h.t.Errorf("case ended as %+v, want %s %s with %q", end, id, status, detail)
+	}
+}
+
+const (
+	shared = "counter/shared-by-descriptors/udp/ipv4/lo"
+	onVeth = "counter/consecutive-ids/tcp/ipv4/veth"
+)
+
+// TestRealWorker goes the whole way from the host to a case in a process of its own
+// and back.
+func TestRealWorker(t *testing.T) {
+	h := serveWorker(t)
+	go h.drain()
 	hello := decode[link.Hello](t, h.next(link.KindHello))
 	if hello.Version != link.Version || hello.Release == "" || len(hello.Features) == 0 || len(hello.Instances) == 0 {
 		t.Errorf("hello lacks something: version %d, release %q, %d features, %d instances",
 			hello.Version, hello.Release, len(hello.Features), len(hello.Instances))
 	}
-
-	const here4, veth = "counter/shared-by-descriptors/udp/ipv4/lo", "counter/consecutive-ids/tcp/ipv4/veth"
-	h.send(link.KindRun, link.Run{Instances: []string{here4, veth, "no/such-case"}})
-	h.expectEnd(here4, "pass", "")
-	h.expectEnd(veth, "skip", "nor a veth")
-	h.expectEnd("no/such-case", "fail", "no case is called that")
-	h.next(link.KindDone)
-
-	// As the kernel does it in an oops.
-	pid := h.agent.worker.pid
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-		t.Fatal(err)
+	h.run(link.Run{Instances: []string{shared, onVeth, "no/such-case"}})
+	h.expectCase(shared, "pass", "")
+	h.expectCase(onVeth, "skip", "nor a veth")
+	h.expectCase("no/such-case", "fail", "no case is called that")
+	if done := decode[link.Done](t, h.next(link.KindDone)); done.Ran != 3 {
+		t.Errorf("%d cases ran", done.Ran)
 	}
-	h.awaitReaped(pid)
-	h.send(link.KindRun, link.Run{Instances: []string{here4}})
-	h.expectEnd(here4, "pass", "")
+	h.run(link.Run{Instances: []string{shared}})
+	h.expectCase(shared, "pass", "")
 	h.next(link.KindDone)
-
-	pid = h.agent.worker.pid
+	var marks strings.Builder
+	for _, id := range []string{shared, onVeth, "no/such-case", shared} {
+		fmt.Fprintf(&marks, "<4>%s\n<4>%s\n", link.StartMark(id), link.EndMark)
+	}
+	if got := h.system.printed(t); got != marks.String() {
+		t.Errorf("console %q, want %q", got, marks.String())
+	}
 	h.shutdown()
-	h.awaitReaped(pid) // a worker without PID 1 ends by itself
+}
+
+// TestRealWorkerThatIsLost has the worker end in ways that PID 1 has to report.
+func TestRealWorkerThatIsLost(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		message link.Kind
+		body    any
+		detail  string
+	}{
+		{"a mutant the kernel does not have", link.KindRun, link.Run{Instances: []string{shared}, Parameter: link.Parameters{Mutant: "unheard_of"}}, `"unheard_of"`},
+		{"a run that is none", link.KindRun, 5, "run body"},
+		{"an unexpected message", link.KindHello, nil, "unexpected hello message"},
+		{"a reply nobody waits for", link.KindReply, link.Reply{Number: 4711}, "nobody waits for"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := serveWorker(t)
+			h.next(link.KindHello)
+			if err := h.cases.Send(test.message, test.body); err != nil {
+				t.Fatal(err)
+			}
+			lost := decode[link.Lost](t, h.host.next(link.KindLost))
+			if lost.ID != "" || lost.Frames != 1 || !strings.Contains(lost.Detail, test.detail) {
+				t.Errorf("lost as %+v, want %q", lost, test.detail)
+			}
+			h.shutdown()
+		})
+	}
+}
+
+// TestCallsAndReplies has calls of a case answered, in another order.
+func TestCallsAndReplies(t *testing.T) {
+	ours, theirs := net.Pipe()
+	t.Cleanup(func() { ours.Close(); theirs.Close() })
+	w := &worker{conn: link.NewConn(theirs), waiting: make(map[uint64]chan link.Reply)}
+	obeyed := make(chan error, 1)
+	go func() { obeyed <- w.obey() }()
+	results := make(chan string, 3)
+	call := func(method string) {
+		var result string
+		if err := w.Call(method, nil, &result); err != nil {
+			result = "error: " + err.Error()
+		}
+		results <- method + " " + result
+	}
+	host := link.NewConn(ours)
+	numbers := map[string]uint64{}
+	for _, method := range []string{"first", "second", "third"} {
+		go call(method)
+		message, err := host.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		body := decode[link.Call](t, message)
+		numbers[body.Method] = body.Number
+	}
+	for _, answer := range []struct {
+		reply link.Reply
+		want  string
+	}{
+		{link.Reply{Number: numbers["third"], Result: json.RawMessage(`"yes"`)}, "third yes"},
+		{link.Reply{Number: numbers["first"], Error: "no such method"}, "first error: no such method"},
+		{link.Reply{Number: numbers["second"], Result: json.RawMessage(`5`)}, "second error: decode the answer"},
+	} {
+		if err := host.Send(link.KindReply, answer.reply); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-results; !strings.HasPrefix(got, answer.want) {
+			t.Errorf("got %q, want %q", got, answer.want)
+		}
+	}
+	ours.Close()
+	if err := <-obeyed; err == nil {
+		t.Error("the end of the link was taken for success")
+	}
 }

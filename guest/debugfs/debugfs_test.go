@@ -78,7 +78,7 @@ unreferenced object 0xffff888004a91c00 (size 16):
 
 // fakeDetector finds what its report says after the second scan.
 type fakeDetector struct {
-	now   time.Time
+	now   time.Duration
 	ticks uint64
 	scans int
 	slept time.Duration
@@ -99,25 +99,22 @@ func (f *fakeDetector) clock() (reading, error) { return reading{f.ticks, f.now}
 
 func (f *fakeDetector) sleep(pause time.Duration) {
 	f.slept += pause
-	f.now = f.now.Add(pause)
+	f.now += pause
 	f.ticks += uint64(pause / (10 * time.Millisecond)) // 100 Hz
 }
 
 func TestFindLeaks(t *testing.T) {
-	now := time.Now()
-	history := []Event{
-		{"first", now.Add(-6 * time.Second)},
-		{"second", now.Add(-3 * time.Second)},
-		{"third", now.Add(-500 * time.Millisecond)},
-	}
-	// The first object is 4 s old, the second 1 s, the third older than all cases.
+	const now = time.Minute
+	// When the second scan comes, minimumAge later, the first object is 4 s old, the
+	// second 1 s, and the third 11 s; a tick is 10 ms.
 	early := "unreferenced object 0x1 (size 8):\n  comm \"swapper/0\", pid 1, jiffies 4294937300\n"
-	got := findLeaks(&fakeDetector{now: now, ticks: 4294938400, text: leaks + early}, history)
+	got := findLeaks(&fakeDetector{now: now, ticks: 4294938400 - uint64(minimumAge/(10*time.Millisecond)), text: leaks + early})
 	objects := strings.SplitAfter(leaks, "190\n    [<ffffffff81736100>] sock_omalloc+0x52/0x90\n")
+	const tick, second = 10 * time.Millisecond, now + minimumAge
 	want := link.Leaks{Total: 3, Leaks: []link.Leak{
-		{Case: "first", Text: objects[0]},
-		{Case: "second", Text: objects[1]},
-		{Case: "", Text: early},
+		{Allocated: second - 4*time.Second + tick, Text: objects[0]},
+		{Allocated: second - time.Second + tick, Text: objects[1]},
+		{Allocated: second - 11*time.Second + tick, Text: early},
 	}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -126,7 +123,7 @@ func TestFindLeaks(t *testing.T) {
 
 func TestFindLeaksIsBounded(t *testing.T) {
 	one := "unreferenced object 0x1 (size 8):\n  comm \"x\", pid 1, jiffies 4294938300\n" + strings.Repeat("    f+0x1/0x2\n", 10000)
-	got := findLeaks(&fakeDetector{now: time.Now(), ticks: 4294938400, text: strings.Repeat(one, 3*maxLeaks)}, nil)
+	got := findLeaks(&fakeDetector{ticks: 4294938400, text: strings.Repeat(one, 3*maxLeaks)})
 	if got.Total != 3*maxLeaks || len(got.Leaks) != maxLeaks || len(got.Leaks[0].Text) > maxLeakText {
 		t.Errorf("%d of %d leaks, the first of %d bytes", len(got.Leaks), got.Total, len(got.Leaks[0].Text))
 	}
@@ -136,10 +133,10 @@ func TestFindLeaksIsBounded(t *testing.T) {
 }
 
 func TestFrequency(t *testing.T) {
-	start := time.Now()
+	const start = time.Minute
 	for _, hz := range frequencies {
 		// Read up to a tick late, and a busy host.
-		later := reading{uint64(hz*5) + 1, start.Add(5*time.Second + 20*time.Millisecond)}
+		later := reading{uint64(hz*5) + 1, start + 5*time.Second + 20*time.Millisecond}
 		if got := frequency(reading{0, start}, later); got != hz {
 			t.Errorf("%v ticks a second were taken for %v", hz, got)
 		}
@@ -147,7 +144,7 @@ func TestFrequency(t *testing.T) {
 }
 
 func TestNoDetector(t *testing.T) {
-	if got := FindLeaks(t.TempDir(), nil); got.Error == "" {
+	if got := FindLeaks(t.TempDir()); got.Error == "" {
 		t.Error("a kernel without kmemleak has no leaks")
 	}
 }

@@ -38,20 +38,13 @@ var errNoKmemleak = errors.New("the kernel was not built to look for leaked memo
 // reason.
 func HasKmemleak(root string) error { return has(filepath.Join(root, "kmemleak"), errNoKmemleak) }
 
-// Event is the moment from which on a case ran.
-type Event struct {
-	Case string
-	At   time.Time
-}
-
 // FindLeaks scans the kernel's memory and returns the objects to which no pointer
-// is left, each with the case that ran when it was allocated. It takes some
-// seconds.
-func FindLeaks(root string, history []Event) link.Leaks {
+// is left. It takes some seconds.
+func FindLeaks(root string) link.Leaks {
 	if err := HasKmemleak(root); err != nil {
 		return link.Leaks{Error: err.Error()}
 	}
-	return findLeaks(kmemleakFile(filepath.Join(root, "kmemleak")), history)
+	return findLeaks(kmemleakFile(filepath.Join(root, "kmemleak")))
 }
 
 // detector is what finding leaks asks of the kernel, so that a test can stand in
@@ -78,7 +71,7 @@ func (kmemleakFile) clock() (reading, error) {
 	if err != nil {
 		return reading{}, err
 	}
-	at := time.Now()
+	at := link.Now()
 	match := jiffiesLine.FindSubmatch(text)
 	if match == nil {
 		return reading{}, fmt.Errorf("%s does not have the count of ticks", timers)
@@ -93,7 +86,7 @@ var jiffiesLine = regexp.MustCompile(`(?m)^ *jiffies: (\d+)$`)
 // checksum of what seems lost, because what still changes is in use. The second
 // one, when everything that the last case allocated is old enough, finds it. So the
 // wait is needed once for a run and not for each case.
-func findLeaks(d detector, history []Event) link.Leaks {
+func findLeaks(d detector) link.Leaks {
 	var found link.Leaks
 	fail := func(err error) link.Leaks {
 		found.Error = fmt.Sprintf("kmemleak: %v", err)
@@ -123,8 +116,8 @@ func findLeaks(d detector, history []Event) link.Leaks {
 	found.Total = len(objects)
 	for _, object := range objects[:min(len(objects), maxLeaks)] {
 		found.Leaks = append(found.Leaks, link.Leak{
-			Case: caseAt(history, second.timeOf(object.jiffies, frequency(first, second))),
-			Text: object.text,
+			Allocated: second.timeOf(object.jiffies, frequency(first, second)),
+			Text:      object.text,
 		})
 	}
 	if err != nil {
@@ -133,30 +126,18 @@ func findLeaks(d detector, history []Event) link.Leaks {
 	return found
 }
 
-// caseAt returns the case that ran at a moment, or the last one before: what comes
-// late comes from it.
-func caseAt(history []Event, at time.Time) string {
-	last := ""
-	for _, event := range history {
-		if event.At.After(at) {
-			break
-		}
-		last = event.Case
-	}
-	return last
-}
-
-// reading is the kernel's count of ticks and the time at which it was read.
+// reading is the kernel's count of ticks and the time at which it was read, by
+// link.Now.
 type reading struct {
 	jiffies uint64
-	at      time.Time
+	at      time.Duration
 }
 
 // timeOf is when the count was that of an object; a tick later, as the count is
 // rounded down.
-func (r reading) timeOf(jiffies uint64, hz float64) time.Time {
+func (r reading) timeOf(jiffies uint64, hz float64) time.Duration {
 	ticks := float64(int64(r.jiffies-jiffies)) - 1
-	return r.at.Add(-time.Duration(ticks / hz * float64(time.Second)))
+	return r.at - time.Duration(ticks/hz*float64(time.Second))
 }
 
 // frequencies are those that a kernel can be configured for.
@@ -164,7 +145,7 @@ var frequencies = []float64{100, 250, 300, 1000}
 
 // frequency tells how many ticks a second has.
 func frequency(first, second reading) float64 {
-	measured := float64(second.jiffies-first.jiffies) / second.at.Sub(first.at).Seconds()
+	measured := float64(second.jiffies-first.jiffies) / (second.at - first.at).Seconds()
 	return slices.MinFunc(frequencies, func(a, b float64) int {
 		return int(math.Copysign(1, math.Abs(a-measured)-math.Abs(b-measured)))
 	})

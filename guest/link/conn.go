@@ -133,6 +133,7 @@ func (c *Conn) Receive() (*Message, error) {
 	if err := json.Unmarshal(payload, &message); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
+	message.Number = number
 	c.received++
 	return &message, nil
 }

@@ -1,24 +1,29 @@
 // SPDX-License-Identifier: BSD-3-Clause
 
 // Package link is the guest link: the framed messages that host and agent
-// exchange over a virtio-serial port of their own, and the types they carry.
+// exchange over two virtio-serial ports of their own, and the types they carry.
 // The console is never used for results, because the kernel may print anything
 // there at any time.
 //
-// The host speaks first only to start work; the agent says hello by itself. The
-// conversation is:
+// One port is that of PID 1, which watches, the other that of the worker, which
+// runs the cases: so that PID 1 can sleep while they run. The host speaks first
+// only to start work; the agent says hello by itself. The conversation is:
 //
-//	agent → host  Hello            once, when links and namespaces are up
-//	host  → agent Run              which instances, in which order
-//	agent → host  CaseStart, Log, CaseEnd   per instance
-//	agent → host  Call             a case drives the NIC; the host answers Reply
-//	agent → host  Done             the end of a Run, explicit
-//	host  → agent Counters         asks for the counters of executed lines
-//	agent → host  Counters         the answer
-//	host  → agent Leaks            asks for a search for leaked memory
-//	agent → host  Leaks            the answer
-//	agent → host  Heartbeat        every HeartbeatInterval, from PID 1
-//	host  → agent Shutdown         power off
+//	worker → host  Hello            once, when links and namespaces are up
+//	host → worker  Run              which instances, in which order
+//	worker → host  CaseStart, Log, CaseEnd   per instance
+//	worker → host  Call             a case drives the NIC; the host answers Reply
+//	worker → host  Done             the end of a Run, explicit
+//	PID 1 → host   Heartbeat        every HeartbeatInterval
+//	PID 1 → host   Log              what the worker prints
+//	PID 1 → host   Lost             the worker is dead; the machine runs no more cases
+//	host → PID 1   Counters         asks for the counters of executed lines
+//	PID 1 → host   Counters         the answer
+//	host → PID 1   Leaks            asks for a search for leaked memory
+//	PID 1 → host   Leaks            the answer
+//	host → PID 1   Shutdown         power off
+//
+// Either may end the conversation with Fatal.
 package link
 
 import (
@@ -28,14 +33,16 @@ import (
 
 // Version is raised when a message changes its meaning; host and agent built
 // from different trees refuse to talk.
-const Version = 3
+const Version = 4
 
 // HeartbeatInterval is how often the agent shows that PID 1 is still scheduled.
 const HeartbeatInterval = 500 * time.Millisecond
 
-// PortName is the name of the virtio-serial port, as /sys/class/virtio-ports
-// shows it.
-const PortName = "zcvet.link"
+// The names of the virtio-serial ports, as /sys/class/virtio-ports shows them.
+const (
+	PortName      = "zcvet.link"  // of PID 1
+	CasesPortName = "zcvet.cases" // of the worker
+)
 
 // Kind tells what a message carries.
 type Kind string
@@ -50,6 +57,7 @@ const (
 	KindCall      Kind = "call"       // Call
 	KindReply     Kind = "reply"      // Reply
 	KindDone      Kind = "done"       // Done
+	KindLost      Kind = "lost"       // Lost
 	KindCounters  Kind = "counters"   // Counters; no body from the host
 	KindLeaks     Kind = "leaks"      // Leaks; no body from the host
 	KindHeartbeat Kind = "heartbeat"  // no body
@@ -61,6 +69,8 @@ const (
 type Message struct {
 	Kind Kind            `json:"kind"`
 	Body json.RawMessage `json:"body,omitempty"`
+	// Number is that of a received frame, counted from 0 by its sender.
+	Number uint32 `json:"-"`
 }
 
 // Hello says that the agent is ready and what it found.
@@ -134,7 +144,8 @@ type Parameters struct {
 
 // CaseStart says that an instance begins.
 type CaseStart struct {
-	ID string `json:"id"`
+	ID string        `json:"id"`
+	At time.Duration `json:"at"` // by the guest's clock, see Now
 }
 
 // Log is a line a case noted.
@@ -156,6 +167,16 @@ type CaseEnd struct {
 	// Trace is the packed record of the case's system calls (package trace), of
 	// a case that failed or tainted the kernel.
 	Trace []byte `json:"trace,omitempty"`
+}
+
+// Lost says how the process that runs cases died, or was killed because its case
+// took too long. The rest of its Run is not done.
+type Lost struct {
+	// CaseEnd is the end of the case that ran, without an ID when none did.
+	CaseEnd
+	// Frames is how many the worker has sent: those that the host has not read
+	// yet come before this message.
+	Frames uint32 `json:"frames"`
 }
 
 // Measurement is one figure of a case that measures.
@@ -211,9 +232,8 @@ type Leaks struct {
 
 // Leak is one object.
 type Leak struct {
-	// Case is the case that ran when it was allocated, or the last one before;
-	// empty when none had run yet.
-	Case string `json:"case"`
+	// Allocated is when, by the guest's clock, see Now.
+	Allocated time.Duration `json:"allocated"`
 	// Text is what the kernel says about it.
 	Text string `json:"text"`
 }

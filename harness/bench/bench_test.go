@@ -119,7 +119,7 @@ func silent(string) {}
 // hello waits for the agent of a freshly booted machine.
 func hello(b *testing.B, vm suite.VM) *link.Hello {
 	b.Helper()
-	message, err := link.NewConn(vm.Link()).Receive()
+	message, err := link.NewConn(vm.Cases()).Receive()
 	check(b, err)
 	body, err := link.Decode[link.Hello](message)
 	check(b, err)
@@ -165,7 +165,7 @@ func BenchmarkRestore(b *testing.B) {
 }
 
 func firstCase(ctx context.Context, vm suite.VM, id string) error {
-	conn := link.ResumeConn(vm.Link())
+	conn := link.ResumeConn(vm.Cases())
 	if err := conn.Send(link.KindRun, link.Run{Instances: []string{id}}); err != nil {
 		return err
 	}

@@ -96,11 +96,11 @@ func (c Config) patience() Patience { return NewPatience(c.Accelerator, c.Slowdo
 // plugs are the parts of a machine that differ between a machine that this
 // process runs and the same machine started by hand.
 type plugs struct {
-	memory                 string
-	console, link, monitor chardev
-	hubs                   bool
-	tsc, hz                int
-	extra                  []option
+	memory                        string
+	console, link, cases, monitor chardev
+	hubs                          bool
+	tsc, hz                       int
+	extra                         []option
 }
 
 // options is the machine that c describes.
@@ -115,7 +115,7 @@ func (c Config) options(p plugs) []option {
 		backtraceOnNMI{},
 		knownClock{tsc: p.tsc, hz: p.hz},
 		serialConsole{chardev: p.console, verbose: c.Verbose},
-		guestLink{chardev: p.link},
+		guestLink{chardev: p.link, cases: p.cases},
 	}
 	if p.monitor != nil {
 		options = append(options, monitorSocket{chardev: p.monitor}, heldAtStart{})
@@ -172,7 +172,7 @@ func configuredHZ(path string) int {
 // nowhere, and the NICs are QEMU's own, so that sends are copied.
 func (c Config) Command() string {
 	c = c.withDefaults()
-	options := c.options(plugs{console: standardStreams{}, link: nowhere{}, hubs: true})
+	options := c.options(plugs{console: standardStreams{}, link: nowhere{}, cases: nowhere{}, hubs: true})
 	words := append([]string{c.QEMU}, commandLine(options, c.Parameters...)...)
 	return shellescape.QuoteCommand(words)
 }
@@ -184,6 +184,7 @@ type Machine struct {
 	monitor *monitor
 	console *Console
 	link    *Link
+	cases   *Link
 	memory  *os.File
 	version qmp.Version
 	started time.Time
@@ -255,13 +256,17 @@ func start(ctx context.Context, config Config, memory *os.File, extra ...option)
 	if err != nil {
 		return nil, err
 	}
+	worker, casesFD, err := files.socket("guest link of the cases")
+	if err != nil {
+		return nil, err
+	}
 	control, monitorFD, err := files.socket("monitor")
 	if err != nil {
 		return nil, err
 	}
 	options := config.options(plugs{
 		memory:  fmt.Sprintf("/proc/self/fd/%d", files.pass(memory)),
-		console: consoleFD, link: linkFD, monitor: monitorFD,
+		console: consoleFD, link: linkFD, cases: casesFD, monitor: monitorFD,
 		tsc: config.guestTSC(), hz: configuredHZ(config.KernelConfig),
 		extra: extra,
 	})
@@ -275,7 +280,7 @@ func start(ctx context.Context, config Config, memory *os.File, extra ...option)
 
 	m := &Machine{
 		config: config, process: p, memory: memory, started: started,
-		link:   newLink(guest),
+		link: newLink(guest), cases: newLink(worker),
 		events: make(chan Event, 256),
 		done:   make(chan struct{}),
 	}
@@ -316,6 +321,7 @@ func (m *Machine) giveUp(ctx context.Context, err error) error {
 	m.process.kill()
 	m.console.wait()
 	_ = m.link.Close()
+	_ = m.cases.Close()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -412,6 +418,7 @@ func (m *Machine) supervise() {
 	// QEMU's ends are closed: what is left is read to its end.
 	m.console.wait()
 	m.link.running.Wait()
+	m.cases.running.Wait()
 
 	m.lock.Lock()
 	m.exit = m.settleExit()
@@ -484,8 +491,10 @@ func (m *Machine) Exit() Exit {
 // Console returns the console.
 func (m *Machine) Console() *Console { return m.console }
 
-// Link returns the guest link.
+// Link returns the guest link to PID 1, Cases that to the worker.
 func (m *Machine) Link() *Link { return m.link }
+
+func (m *Machine) Cases() *Link { return m.cases }
 
 // Events returns the QMP events, at most 256 unread ones; the channel is closed
 // when the machine has ended.
@@ -553,6 +562,7 @@ func (m *Machine) Close() error {
 		m.Kill(errClosed)
 		<-m.done
 		_ = m.link.Close()
+		_ = m.cases.Close()
 		if conn, ok := m.console.stream.(io.Closer); ok {
 			_ = conn.Close()
 		}

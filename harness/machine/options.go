@@ -260,14 +260,17 @@ func (s serialConsole) parameters() []string {
 	return []string{"earlyprintk=serial,ttyS0,115200", "console=ttyS0,115200", level}
 }
 
-// guestLink is the virtio-serial port of the agent.
-type guestLink struct{ chardev chardev }
+// guestLink is the virtio-serial ports of the agent: that of PID 1, and that of the
+// worker.
+type guestLink struct{ chardev, cases chardev }
 
 func (g guestLink) arguments() []string {
 	return []string{
 		"-chardev", chardevArgument("link", g.chardev),
-		"-device", "virtio-serial-device,max_ports=2",
+		"-chardev", chardevArgument("cases", g.cases),
+		"-device", "virtio-serial-device,max_ports=3", // one of them is for a console
 		"-device", "virtserialport,chardev=link,name=" + link.PortName,
+		"-device", "virtserialport,chardev=cases,name=" + link.CasesPortName,
 	}
 }
 

@@ -70,11 +70,13 @@ func TestOptions(t *testing.T) {
 		},
 		{
 			"guest link",
-			guestLink{chardev: nowhere{}},
+			guestLink{chardev: nowhere{}, cases: inheritedSocket(5)},
 			[]string{
 				"-chardev", "null,id=link",
-				"-device", "virtio-serial-device,max_ports=2",
+				"-chardev", "socket,id=cases,fd=5",
+				"-device", "virtio-serial-device,max_ports=3",
 				"-device", "virtserialport,chardev=link,name=zcvet.link",
+				"-device", "virtserialport,chardev=cases,name=zcvet.cases",
 			},
 			nil,
 		},

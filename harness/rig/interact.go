@@ -30,7 +30,9 @@ func (b *Booter) Interact(ctx context.Context, keys io.Reader) error {
 	defer v.Close()
 	// The agent's shell mode sends nothing, but a port nobody reads would stop
 	// whoever writes to it.
-	v.watcher.Go(func() { _, _ = io.Copy(io.Discard, v.machine.Link()) })
+	for _, port := range []io.Reader{v.Link(), v.Cases()} {
+		v.watcher.Go(func() { _, _ = io.Copy(io.Discard, port) })
+	}
 
 	escaped := make(chan struct{})
 	go func() {

@@ -134,6 +134,7 @@ func (v *vm) setLink(ctx context.Context, port nic.Port, up bool) error {
 }
 
 func (v *vm) Link() io.ReadWriter   { return v.machine.Link() }
+func (v *vm) Cases() io.ReadWriter  { return v.machine.Cases() }
 func (v *vm) Done() <-chan struct{} { return v.done }
 
 func (v *vm) Err() error {

@@ -67,18 +67,22 @@ func (l *laboratory) Boot(_ context.Context, processors int, console func(string
 
 func (l *laboratory) start(console func(string), processors int, hello bool) *fakeVM {
 	host, guest := net.Pipe()
-	vm := &fakeVM{lab: l, processors: processors, host: host, guest: guest, console: console, done: make(chan struct{})}
+	hostOfCases, worker := net.Pipe()
+	vm := &fakeVM{
+		lab: l, processors: processors, console: console, done: make(chan struct{}),
+		host: host, guest: guest, hostOfCases: hostOfCases, worker: worker,
+	}
 	l.count(&l.open, 1)
-	vm.agent.Add(1)
-	go func() {
-		defer vm.agent.Done()
+	vm.pid1 = link.NewConn(guest)
+	vm.agent.Go(vm.serve)
+	vm.agent.Go(func() {
 		for _, line := range l.boot {
 			console(line)
 		}
 		if l.noHello {
 			return
 		}
-		conn := link.NewConn(guest)
+		conn := link.NewConn(worker)
 		if hello {
 			body := link.Hello{Version: link.Version, Features: l.features, Trace: l.traced}
 			for _, id := range l.instances {
@@ -88,8 +92,8 @@ func (l *laboratory) start(console func(string), processors int, hello bool) *fa
 				return
 			}
 		}
-		vm.serve(conn)
-	}()
+		vm.run(conn)
+	})
 	return vm
 }
 
@@ -97,16 +101,23 @@ type fakeVM struct {
 	lab         *laboratory
 	processors  int
 	host, guest net.Conn
-	console     func(string)
-	agent       sync.WaitGroup
-	once        sync.Once
-	done        chan struct{}
-	err         error
-	onNMI       func()
-	ran         int // its place in lab.ran, from 1; 0 before it ran anything
+	pid1        *link.Conn // on guest
+
+	hostOfCases, worker net.Conn
+
+	console func(string)
+	agent   sync.WaitGroup
+	once    sync.Once
+	done    chan struct{}
+	err     error
+	onNMI   func()
+	lost    bool // its worker is
+	ran     int  // its place in lab.ran, from 1; 0 before it ran anything
 }
 
-func (vm *fakeVM) serve(conn *link.Conn) {
+// serve does what the host asks of PID 1.
+func (vm *fakeVM) serve() {
+	conn := vm.pid1
 	for {
 		message, err := conn.Receive()
 		if err != nil {
@@ -124,35 +135,51 @@ func (vm *fakeVM) serve(conn *link.Conn) {
 			if conn.Send(link.KindHeartbeat, nil) != nil || conn.Send(link.KindCounters, vm.lab.counters) != nil {
 				return
 			}
-		case link.KindRun:
-			run, err := link.Decode[link.Run](message)
-			if err != nil {
-				vm.lab.t.Error(err)
+		}
+	}
+}
+
+// run does what the host asks of the worker.
+func (vm *fakeVM) run(conn *link.Conn) {
+	for at := time.Duration(1); ; {
+		message, err := conn.Receive()
+		if err != nil {
+			return
+		}
+		if message.Kind != link.KindRun {
+			continue // a Reply, which no case waits for
+		}
+		run, err := link.Decode[link.Run](message)
+		if err != nil {
+			vm.lab.t.Error(err)
+			return
+		}
+		vm.lab.lock.Lock()
+		vm.lab.mutants = append(vm.lab.mutants, run.Parameter.Mutant)
+		vm.lab.lock.Unlock()
+		vm.note(run.Instances)
+		for _, id := range run.Instances {
+			vm.console("[    1.000000] " + link.StartMark(id))
+			if conn.Send(link.KindCaseStart, link.CaseStart{ID: id, At: at * time.Second}) != nil {
 				return
 			}
-			vm.lab.lock.Lock()
-			vm.lab.mutants = append(vm.lab.mutants, run.Parameter.Mutant)
-			vm.lab.lock.Unlock()
-			vm.note(run.Instances)
-			for _, id := range run.Instances {
-				vm.console("[    1.000000] " + link.StartMark(id))
-				if conn.Send(link.KindCaseStart, link.CaseStart{ID: id}) != nil {
-					return
-				}
-				act, ok := vm.lab.behaviour[id]
-				if !ok {
-					act = ends("pass", "")
-				}
-				act(vm, conn, id)
-				select {
-				case <-vm.done:
-					return
-				default:
-				}
+			at++
+			act, ok := vm.lab.behaviour[id]
+			if !ok {
+				act = ends("pass", "")
 			}
-			if conn.Send(link.KindDone, link.Done{Ran: len(run.Instances)}) != nil {
+			act(vm, conn, id)
+			select {
+			case <-vm.done:
+				return
+			default:
+			}
+			if vm.lost {
 				return
 			}
+		}
+		if conn.Send(link.KindDone, link.Done{Ran: len(run.Instances)}) != nil {
+			return
 		}
 	}
 }
@@ -174,12 +201,14 @@ func (vm *fakeVM) stop(err error) {
 	vm.once.Do(func() {
 		vm.err = err
 		close(vm.done)
-		vm.host.Close()
-		vm.guest.Close()
+		for _, end := range []net.Conn{vm.host, vm.guest, vm.hostOfCases, vm.worker} {
+			end.Close()
+		}
 	})
 }
 
 func (vm *fakeVM) Link() io.ReadWriter   { return vm.host }
+func (vm *fakeVM) Cases() io.ReadWriter  { return vm.hostOfCases }
 func (vm *fakeVM) Done() <-chan struct{} { return vm.done }
 func (vm *fakeVM) Err() error            { return vm.err }
 
@@ -250,6 +279,20 @@ func ends(status, detail string) behaviour {
 	return func(vm *fakeVM, conn *link.Conn, id string) {
 		_ = conn.Send(link.KindLog, link.Log{ID: id, Line: "noted by " + id})
 		vm.end(conn, link.CaseEnd{ID: id, Status: status, Detail: detail, Took: time.Millisecond})
+	}
+}
+
+// kills is a case that takes its worker along, which has sent so many frames in all;
+// PID 1 says so before the last of them.
+func kills(lost link.Lost, last ...string) behaviour {
+	return func(vm *fakeVM, conn *link.Conn, id string) {
+		vm.lost = true
+		vm.console("[    4.000000] " + link.EndMark)
+		_ = vm.pid1.Send(link.KindLog, link.Log{ID: id, Line: "SIGQUIT: quit"})
+		_ = vm.pid1.Send(link.KindLost, lost)
+		for _, line := range last {
+			_ = conn.Send(link.KindLog, link.Log{ID: id, Line: line})
+		}
 	}
 }
 

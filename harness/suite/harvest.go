@@ -27,7 +27,7 @@ func (r *runner) harvest(ctx context.Context, s *session) {
 		if err != nil {
 			r.miss("leaked memory was not looked for: %v", err)
 		}
-		r.keepLeaks(leaks)
+		r.keepLeaks(leaks, s.history)
 	}
 	if r.here(cases.GCov) {
 		counters, err := ask[link.Counters](ctx, s, link.KindCounters, r.Patience.Suite)
@@ -75,9 +75,12 @@ func ask[T any](ctx context.Context, s *session, kind link.Kind, patience time.D
 			return answer, fmt.Errorf("the guest did not answer within %v", patience)
 		case <-s.vm.Done():
 			return answer, errors.New("the machine ended")
-		case got := <-s.messages:
-			if got.err != nil {
+		case got, open := <-s.messages:
+			if !open {
 				s.messages = nil
+				continue
+			}
+			if got.err != nil {
 				return answer, got.err
 			}
 			switch got.message.Kind {
@@ -94,7 +97,7 @@ func ask[T any](ctx context.Context, s *session, kind link.Kind, patience time.D
 // keepLeaks makes a splat of each leak, as if the kernel had printed it while the
 // case ran that left it behind. Objects that differ in their content only are one
 // leak, but fail each of their cases.
-func (r *runner) keepLeaks(leaks link.Leaks) {
+func (r *runner) keepLeaks(leaks link.Leaks, history []event) {
 	known := map[string]bool{}
 	for _, leak := range leaks.Leaks {
 		for line := range strings.Lines(leak.Text) {
@@ -105,13 +108,14 @@ func (r *runner) keepLeaks(leaks link.Leaks) {
 			r.miss("the report of leaked memory cannot be read: %v", err)
 			return
 		}
+		owner := caseAt(history, leak.Allocated)
 		for _, lost := range found {
-			lost.Case = leak.Case
+			lost.Case = owner
 			if fingerprint := lost.Fingerprint(); !known[fingerprint] {
 				known[fingerprint] = true
 				r.result.Splats = append(r.result.Splats, lost)
 			}
-			if c := r.find(leak.Case); c != nil && c.Status == verdict.Pass {
+			if c := r.find(owner); c != nil && c.Status == verdict.Pass {
 				c.Status = verdict.Fail
 				c.Detail = "the kernel lost memory that was allocated while the case ran: " + lost.Title
 			}
@@ -120,4 +124,23 @@ func (r *runner) keepLeaks(leaks link.Leaks) {
 	if cut := leaks.Total - len(leaks.Leaks); cut > 0 {
 		r.miss("%d more leaked objects were not read", cut)
 	}
+}
+
+// event is the moment from which on a case ran, by the clock of its guest.
+type event struct {
+	id string
+	at time.Duration
+}
+
+// caseAt returns the case that ran at a moment, or the last one before: what comes
+// late comes from it.
+func caseAt(history []event, at time.Duration) string {
+	last := ""
+	for _, event := range history {
+		if event.at > at {
+			break
+		}
+		last = event.id
+	}
+	return last
 }

@@ -19,18 +19,23 @@ import (
 // session is the conversation with one machine: what its agent says on the link,
 // what its kernel says on the console, and whether it is still there.
 //
-// Two goroutines feed it: the link reader, which close waits for, and the
-// machine's console reader, which ends with the machine.
+// Three goroutines feed it: the readers of the links, which close waits for, and
+// the machine's console reader, which ends with the machine.
 type session struct {
 	runner     *runner
 	vm         VM
-	processors int      // of vm
-	traced     []uint64 // where the agent of vm records the system calls
-	conn       *link.Conn
+	processors int        // of vm
+	traced     []uint64   // where the agent of vm records the system calls
+	conn       *link.Conn // to PID 1
+	cases      *link.Conn // to the worker
 
+	// messages are what both say. It is closed when the links have ended with
+	// their machine, and nil once that was seen.
 	messages chan received
-	reader   sync.WaitGroup
+	readers  sync.WaitGroup
 	closed   chan struct{}
+	// read is how many frames of the worker have been dealt with.
+	read uint32
 
 	scanner *splat.Scanner
 	shown   string // the case the console is at; only the console reader uses it
@@ -49,18 +54,24 @@ type session struct {
 	// marked has one element while ended has a new one.
 	marked chan struct{}
 
+	// history is which case began when.
+	history []event
 	kept    int // how many of found are in the result already
 	tainted uint64
 }
 
+// received is a message, or the error of a link that carries what the agent cannot
+// have sent.
 type received struct {
 	message *link.Message
 	err     error
+	worker  bool // it comes from the worker
 }
 
 func newSession(r *runner, processors int) *session {
 	return &session{
 		runner:     r,
+		read:       1, // its Hello, which awaitHello takes, or has taken before a snapshot
 		processors: processors,
 		messages:   make(chan received),
 		closed:     make(chan struct{}),
@@ -72,33 +83,42 @@ func newSession(r *runner, processors int) *session {
 	}
 }
 
-// attach starts reading the link of vm.
-func (s *session) attach(vm VM, conn *link.Conn) {
-	s.vm, s.conn = vm, conn
-	s.reader.Add(1)
+// attach starts reading the links of vm.
+func (s *session) attach(vm VM, conn, cases *link.Conn) {
+	s.vm, s.conn, s.cases = vm, conn, cases
+	s.readers.Go(func() { s.listen(conn, false) })
+	s.readers.Go(func() { s.listen(cases, true) })
 	go func() {
-		defer s.reader.Done()
-		for {
-			message, err := conn.Receive()
-			select {
-			case s.messages <- received{message, err}:
-			case <-s.closed:
-				return
-			}
-			if err != nil {
-				return
-			}
-		}
+		s.readers.Wait()
+		close(s.messages)
 	}()
 }
 
-// close ends the machine and the link reader.
+// listen reads a link until it ends.
+func (s *session) listen(conn *link.Conn, worker bool) {
+	for {
+		message, err := conn.Receive()
+		if err != nil && !errors.Is(err, link.ErrCorrupt) {
+			return // with the machine, and Done says why
+		}
+		select {
+		case s.messages <- received{message, err, worker}:
+		case <-s.closed:
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// close ends the machine and the readers of its links.
 func (s *session) close() {
 	close(s.closed)
 	if err := s.vm.Close(); err != nil {
 		s.runner.console.note("close: %v", err)
 	}
-	s.reader.Wait()
+	s.readers.Wait()
 }
 
 // consoleLine takes one line of the console.
@@ -220,9 +240,12 @@ func (s *session) settle(ctx context.Context, patience time.Duration) {
 			return
 		case <-s.vm.Done():
 			return
-		case <-s.messages:
+		case _, open := <-s.messages:
 			// What the agent says of a machine that is given up is not wanted,
 			// but it must not block the link.
+			if !open {
+				s.messages = nil
+			}
 		case <-tick.C:
 			s.lock.Lock()
 			last := s.lastLine
@@ -270,12 +293,12 @@ func (s *session) awaitHello(ctx context.Context) (*link.Hello, error) {
 				return nil, failed("the machine ended before the guest agent was ready: %w", err)
 			}
 			return nil, failed("the machine powered off before the guest agent was ready")
-		case got := <-s.messages:
+		case got, open := <-s.messages:
+			if !open {
+				s.messages = nil
+				continue
+			}
 			if got.err != nil {
-				if isClosed(got.err) {
-					s.messages = nil // the machine is ending; Done says why
-					continue
-				}
 				return nil, failed("the guest agent: %w", got.err)
 			}
 			switch got.message.Kind {
@@ -300,10 +323,6 @@ func (s *session) awaitHello(ctx context.Context) (*link.Hello, error) {
 	}
 }
 
-// isClosed tells a link that ended with its machine from one that carries what the
-// agent cannot have sent.
-func isClosed(err error) bool { return !errors.Is(err, link.ErrCorrupt) }
-
 // powerOff asks the agent to power off and waits for it.
 func (s *session) powerOff(ctx context.Context) error {
 	if err := s.conn.Send(link.KindShutdown, nil); err != nil {
@@ -320,8 +339,8 @@ func (s *session) powerOff(ctx context.Context) error {
 		case <-s.vm.Done():
 			s.flush()
 			return s.vm.Err()
-		case got := <-s.messages:
-			if got.err != nil {
+		case _, open := <-s.messages:
+			if !open {
 				s.messages = nil
 			}
 		}
@@ -330,11 +349,12 @@ func (s *session) powerOff(ctx context.Context) error {
 
 // runIn has the agent of s run the cases in left, in this order, and returns how
 // many of them got a status. The error is errLost when the machine cannot be used
-// any more; the case that ran when it was lost has its status then.
+// any more, errSpent when it has lost its worker; the case that ran has its status
+// then.
 func (r *runner) runIn(ctx context.Context, s *session, left []string) (finished int, err error) {
 	parameters := r.Parameters
 	parameters.CaseTimeout = r.Patience.Case
-	if err := s.conn.Send(link.KindRun, link.Run{Instances: left, Parameter: parameters}); err != nil {
+	if err := s.cases.Send(link.KindRun, link.Run{Instances: left, Parameter: parameters}); err != nil {
 		return 0, lost("%v", err)
 	}
 	w := &watch{
@@ -356,6 +376,8 @@ type watch struct {
 	started  time.Time     // of the case that runs, or of the wait for the next one
 	silence  *time.Timer
 	life     *time.Timer
+	// lost is how the worker died, until what it sent before has been dealt with.
+	lost *link.Lost
 }
 
 func (w *watch) run(ctx context.Context) error {
@@ -379,17 +401,23 @@ func (w *watch) run(ctx context.Context) error {
 		case <-w.life.C:
 			return w.hang(ctx, "the machine has had the time of all its cases")
 
-		case got := <-s.messages:
+		case got, open := <-s.messages:
+			if !open {
+				s.messages = nil
+				continue
+			}
 			if got.err != nil {
-				if isClosed(got.err) {
-					s.messages = nil
-					continue
-				}
 				w.finish(verdict.Fail, got.err.Error())
 				return lost("%v", got.err)
 			}
 			w.silence.Reset(w.Patience.Silence)
 			done, err := w.message(ctx, got.message)
+			if got.worker {
+				s.read = got.message.Number + 1
+			}
+			if err == nil && w.lost != nil && s.read >= w.lost.Frames {
+				err = w.workerLost(ctx)
+			}
 			if done || err != nil {
 				return err
 			}
@@ -413,6 +441,12 @@ func (w *watch) run(ctx context.Context) error {
 func (w *watch) message(ctx context.Context, message *link.Message) (done bool, err error) {
 	switch message.Kind {
 	case link.KindHeartbeat:
+	case link.KindLost:
+		body, err := link.Decode[link.Lost](message)
+		if err != nil {
+			return false, w.protocol(err)
+		}
+		w.lost = &body
 	case link.KindCaseStart:
 		body, err := link.Decode[link.CaseStart](message)
 		if err != nil {
@@ -423,12 +457,13 @@ func (w *watch) message(ctx context.Context, message *link.Message) (done bool, 
 			return false, w.protocol(fmt.Errorf("the agent started %q, which is not in the suite", body.ID))
 		}
 		w.started = time.Now()
+		w.session.history = append(w.session.history, event{body.ID, body.At})
 	case link.KindLog:
 		body, err := link.Decode[link.Log](message)
 		if err != nil {
 			return false, w.protocol(err)
 		}
-		if c := w.find(body.ID); c != nil {
+		if c := w.find(body.ID); c != nil && c.Status != verdict.Pass && c.Status != verdict.Skip {
 			c.Log = append(c.Log, body.Line)
 		}
 	case link.KindCaseEnd:
@@ -474,11 +509,24 @@ func (w *watch) call(ctx context.Context, call link.Call) error {
 	} else if reply.Result, err = marshal(result); err != nil {
 		reply.Error = err.Error()
 	}
-	if err := w.session.conn.Send(link.KindReply, reply); err != nil {
+	if err := w.session.cases.Send(link.KindReply, reply); err != nil {
 		// The machine is going down; Done or the silence will say so.
 		w.console.note("reply to %s: %v", call.Method, err)
 	}
 	return nil
+}
+
+// workerLost ends the case that the worker died of.
+func (w *watch) workerLost(ctx context.Context) error {
+	end := w.lost.CaseEnd
+	if c := w.find(end.ID); c == nil || c.Status != "" {
+		w.console.note("the worker was lost between two cases: %s", end.Detail)
+		return fmt.Errorf("%w: %s", errSpent, end.Detail)
+	}
+	if err := w.caseEnd(ctx, end); err != nil {
+		return err
+	}
+	return errSpent
 }
 
 // caseEnd stores a result, once the console has caught up with the link.
@@ -600,8 +648,8 @@ func (w *watch) readRest(ctx context.Context) {
 	defer limit.Stop()
 	for w.session.messages != nil {
 		select {
-		case got := <-w.session.messages:
-			if got.err != nil {
+		case got, open := <-w.session.messages:
+			if !open || got.err != nil {
 				w.session.messages = nil
 				return
 			}

@@ -26,9 +26,10 @@ import (
 
 // VM is one running virtual machine with its NIC.
 type VM interface {
-	// Link is the guest link. Reading it returns an error once the machine is
-	// gone.
+	// Link is the guest link to PID 1, Cases that to the worker. Reading them
+	// returns an error once the machine is gone.
 	Link() io.ReadWriter
+	Cases() io.ReadWriter
 	// Done is closed when QEMU has ended or the NIC met a ring it cannot serve;
 	// Err then says why. A nil Err means that the guest powered off.
 	Done() <-chan struct{}
@@ -286,23 +287,20 @@ func (r *runner) runAll(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err == nil && r.instances[batch[0]].Destroys {
+		if err == nil && r.instances[batch[0]].Destroys || errors.Is(err, errSpent) {
 			if err := r.shutdown(ctx); err != nil {
 				return err
 			}
-			continue
-		}
-		if err != nil {
-			r.session.close()
-			r.session = nil
+		} else if err != nil {
+			r.close()
 			if r.gathers() {
 				r.miss("a machine took along what its kernel had gathered: %v", err)
 			}
-			if finished > 0 {
-				losses = 0
-			} else if losses++; losses == maxLosses {
-				return fault.New(fault.Infrastructure, "%d machines in a row were lost before a case could run: %w", losses, err)
-			}
+		}
+		if err == nil || finished > 0 {
+			losses = 0
+		} else if losses++; losses == maxLosses {
+			return fault.New(fault.Infrastructure, "%d machines in a row were lost before a case could run: %w", losses, err)
 		}
 	}
 }
@@ -355,7 +353,7 @@ func (r *runner) open(connect func(io.ReadWriter) *link.Conn, processors int, st
 	if err != nil {
 		return nil, err
 	}
-	s.attach(vm, connect(vm.Link()))
+	s.attach(vm, connect(vm.Link()), connect(vm.Cases()))
 	return s, nil
 }
 
@@ -380,8 +378,12 @@ func (r *runner) shutdown(ctx context.Context) error {
 	return nil
 }
 
-// errLost says that a machine cannot go on; the case that ran has got its status.
-var errLost = errors.New("machine lost")
+// errLost says that a machine cannot go on, errSpent that it can do everything but
+// run cases. The case that ran has got its status.
+var (
+	errLost  = errors.New("machine lost")
+	errSpent = errors.New("worker lost")
+)
 
 func lost(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", errLost, fmt.Sprintf(format, args...))

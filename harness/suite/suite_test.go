@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -535,5 +536,80 @@ func TestConsoleLogShowsWhereCasesBegin(t *testing.T) {
 	}
 	if want := "[    2.0] hello\n"; !strings.Contains(console.String(), want) || !strings.Contains(console.String(), link.StartMark("a")) {
 		t.Errorf("console log %q", console.String())
+	}
+}
+
+// TestLostWorker has PID 1 report a case whose worker it had to kill. The report
+// overtakes what the worker had still sent. The other cases run in another machine,
+// and nothing that the kernel has gathered is lost.
+func TestLostWorker(t *testing.T) {
+	end := link.CaseEnd{ID: "b", Status: "timeout", Detail: "not finished after 1s", Took: time.Second}
+	lab := &laboratory{
+		instances: []string{"a", "b", "c"}, features: gathering[:1],
+		// Hello, three frames of a, the start of b and its last words.
+		behaviour: map[string]behaviour{"b": kills(link.Lost{CaseEnd: end, Frames: 6}, "last words")},
+	}
+	var console strings.Builder
+	result, err := run(t, lab, func(o *suite.Options) { o.Console = func(int) (io.Writer, error) { return &console, nil } })
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]verdict.Status{"a": verdict.Pass, "b": verdict.Timeout, "c": verdict.Pass}
+	if diff := cmp.Diff(want, statuses(result)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	b := result.Cases[1]
+	slices.Sort(b.Log) // the links are not in order with each other
+	if diff := cmp.Diff([]string{"SIGQUIT: quit", "last words"}, b.Log); diff != "" || b.Detail != end.Detail || b.MS != 1000 {
+		t.Errorf("%q after %d ms, log -want +got:\n%s", b.Detail, b.MS, diff)
+	}
+	if lab.boots != 1 || lab.restores != 1 {
+		t.Errorf("%d boots, %d restores", lab.boots, lab.restores)
+	}
+	if len(result.Counters) != 2 || len(result.Missing) != 0 {
+		t.Errorf("counters of %d machines, missing %q", len(result.Counters), result.Missing)
+	}
+	if strings.Contains(console.String(), "never showed the end") {
+		t.Error("the end of a case was missed on the console")
+	}
+}
+
+// TestWorkerLostBetweenCases has a worker die that had just ended its case, by the
+// mark of PID 1 for another case that runs again.
+func TestWorkerLostBetweenCases(t *testing.T) {
+	for name, lost := range map[string]link.Lost{
+		"no case ran":                 {CaseEnd: link.CaseEnd{Status: "fail", Detail: "killed"}, Frames: 4},
+		"its case had ended already":  {CaseEnd: link.CaseEnd{ID: "a", Status: "timeout", Detail: "late"}, Frames: 4},
+		"it is of a case of no suite": {CaseEnd: link.CaseEnd{ID: "unheard of", Status: "fail"}, Frames: 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lab := &laboratory{instances: []string{"a", "b"}, behaviour: map[string]behaviour{
+				"a": func(vm *fakeVM, conn *link.Conn, id string) {
+					ends("pass", "")(vm, conn, id)
+					kills(lost)(vm, conn, id)
+				},
+			}}
+			result, err := run(t, lab, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := map[string]verdict.Status{"a": verdict.Pass, "b": verdict.Pass}
+			if diff := cmp.Diff(want, statuses(result)); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			if diff := cmp.Diff([][]string{{"a", "b"}, {"b"}}, lab.ran); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestWorkersThatAreLostBeforeACase(t *testing.T) {
+	lab := &laboratory{instances: []string{"a"}, behaviour: map[string]behaviour{
+		"a": kills(link.Lost{CaseEnd: link.CaseEnd{Detail: "its process ended: no such mutant"}, Frames: 1}),
+	}}
+	_, err := run(t, lab, nil)
+	if fault.Of(err) != fault.Infrastructure || !strings.Contains(err.Error(), "no such mutant") {
+		t.Errorf("workers that are lost one after the other: %v", err)
 	}
 }
