@@ -31,7 +31,7 @@ const (
 	// a debug kernel under emulation starts a process in a second or two.
 	readyPatience = 30 * time.Second
 	// lookInterval is how often PID 1 looks whether the case takes too long.
-	lookInterval = link.HeartbeatInterval
+	lookInterval = 2 * link.HeartbeatInterval
 	// statusTimeout is the status that only PID 1 can give a case.
 	statusTimeout = "timeout"
 )

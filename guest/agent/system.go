@@ -62,7 +62,16 @@ func (kernel) SetSysctl(name, value string) error {
 	return os.WriteFile(path, []byte(value), 0)
 }
 
-func (kernel) KernelLog() (*os.File, error) { return os.OpenFile("/dev/kmsg", os.O_WRONLY, 0) }
+// KernelLog keeps the file from Go's poller, which every line that the kernel prints
+// would wake.
+func (kernel) KernelLog() (*os.File, error) {
+	const name = "/dev/kmsg"
+	fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
 
 func (kernel) StartWorker(files []int) (int, error) {
 	inherited := make([]uintptr, len(files))
