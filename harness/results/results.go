@@ -25,6 +25,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -203,10 +204,10 @@ func ReproducerName(caseID string) string {
 	return "reproducers/" + fileName(caseID) + ".c"
 }
 
-// PatchName is the name under which a patch of the series is kept, likewise.
-// Number counts from 1.
+// PatchName is the name under which a patch of the series is kept, likewise. Number
+// counts from 1, file is where the patch came from.
 func PatchName(number int, file string) string {
-	return fmt.Sprintf("series/%02d-%s", number, clean(file))
+	return fmt.Sprintf("series/%02d-%s", number, clean(path.Base(file)))
 }
 
 func fileName(caseID string) string { return strings.ReplaceAll(caseID, "/", "_") }

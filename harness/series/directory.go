@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -62,7 +63,7 @@ func loadDirectory(dir string, revision int) (*Series, error) {
 			s.MessageID = m.messageID
 		}
 		patch := m.patch(len(s.Patches) + 1)
-		patch.File = filepath.Base(name)
+		patch.File = path.Clean(name)
 		s.Patches = append(s.Patches, patch)
 	}
 	if len(s.Patches) == 0 {

@@ -42,8 +42,8 @@ type Patch struct {
 	Message string
 	// Author is "Name <address>", empty when the patch does not say.
 	Author string
-	// File is the base name in the series' directory, or a name made from
-	// number and subject as git format-patch makes it.
+	// File is relative to the series' directory, with slashes, or a name made
+	// from number and subject as git format-patch makes it.
 	File string
 	// Mail is the patch as it came.
 	Mail []byte

@@ -268,9 +268,9 @@ func TestDirectory(t *testing.T) {
 				if len(patch.SHA256) != 64 || len(patch.Mail) == 0 {
 					t.Errorf("patch %+v", patch)
 				}
-			}
-			if _, err := os.Stat(filepath.Join(got.Directory, got.Patches[0].File)); err != nil {
-				t.Errorf("the first patch is not in the directory of the series: %v", err)
+				if _, err := os.Stat(filepath.Join(got.Directory, patch.File)); err != nil {
+					t.Errorf("a patch is not in the directory of the series: %v", err)
+				}
 			}
 			if d := cmp.Diff(test.subjects, subjects); d != "" {
 				t.Error(d)

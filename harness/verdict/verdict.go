@@ -75,7 +75,7 @@ type Series struct {
 // Patch is one patch of the series and how it applied.
 type Patch struct {
 	Subject string `json:"subject"`
-	File    string `json:"file"` // base name in the series' directory or mailbox
+	File    string `json:"file"` // relative to the series' directory, or base name of the mailbox
 	SHA256  string `json:"sha256"`
 	// Fuzz is true when context lines had to be ignored for at least one hunk:
 	// the patch was put where it seemed to belong.
