@@ -159,7 +159,7 @@ func (a *Agent) obey() error {
 			}
 			err = a.answer(got.message.Kind)
 		case status := <-a.death():
-			err = a.bury(status, link.CaseEnd{Status: "fail"}, "")
+			err = a.bury(status, link.CaseEnd{Status: "fail"})
 		case <-look.C:
 			err = a.look()
 		}
@@ -228,17 +228,16 @@ func (a *Agent) timeOut(late shift) error {
 			return fmt.Errorf("%s: the worker cannot be killed: it is stuck in the kernel (%s)", late.id, detail)
 		}
 	}
-	return a.bury(status, link.CaseEnd{ID: late.id, Status: statusTimeout, Detail: detail}, late.id)
+	return a.bury(status, link.CaseEnd{ID: late.id, Status: statusTimeout, Detail: detail})
 }
 
-// bury tells the host of the worker's death. End is the end of the case that ran,
-// whose detail is how the worker died unless it has one. Only is the one case that
-// the death is put down to; if it ended by itself in the last moment, another that
-// had begun is not to blame and can run again.
-func (a *Agent) bury(status unix.WaitStatus, end link.CaseEnd, only string) error {
+// bury tells the host of the worker's death. End is what is known of it. With an ID,
+// that case alone is to blame: if it has ended by itself in the last moment, and
+// another has begun, then that one can run again.
+func (a *Agent) bury(status unix.WaitStatus, end link.CaseEnd) error {
 	w := a.worker
 	a.worker = nil
-	last := w.sheet.current()
+	last, blamed := w.sheet.current(), end.ID
 	printed := w.output.finish(max(last.grace, a.killPatience))
 	if end.Detail == "" {
 		end.Detail = epitaph(status)
@@ -250,7 +249,7 @@ func (a *Agent) bury(status unix.WaitStatus, end link.CaseEnd, only string) erro
 		return fmt.Errorf("a fresh worker was lost: %s", end.Detail)
 	}
 	end.ID = last.id
-	if only != "" && last.id != only {
+	if blamed != "" && blamed != last.id {
 		end.ID = ""
 	}
 	if end.ID != "" {

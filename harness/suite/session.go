@@ -364,6 +364,9 @@ func (r *runner) runIn(ctx context.Context, s *session, left []string) (finished
 	defer w.silence.Stop()
 	defer w.life.Stop()
 	err = w.run(ctx)
+	if err == nil && w.finished < len(left) && !r.enough() {
+		err = lost("the agent says that it is done after %d of %d cases", w.finished, len(left))
+	}
 	return w.finished, err
 }
 

@@ -613,3 +613,16 @@ func TestWorkersThatAreLostBeforeACase(t *testing.T) {
 		t.Errorf("workers that are lost one after the other: %v", err)
 	}
 }
+
+func TestAgentThatSkipsItsWork(t *testing.T) {
+	silent := func(*fakeVM, *link.Conn, string) {}
+	lab := &laboratory{instances: []string{"a", "b"}, behaviour: map[string]behaviour{"a": silent}}
+	result, err := run(t, lab, nil)
+	if fault.Of(err) != fault.Infrastructure || !strings.Contains(err.Error(), "done after 0 of 1 cases") {
+		t.Errorf("an agent that never runs a case: %v", err)
+	}
+	want := map[string]verdict.Status{"a": "", "b": verdict.Pass}
+	if diff := cmp.Diff(want, statuses(result)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
