@@ -290,7 +290,12 @@ func (t *T) OnFailure(f func()) {
 // Go runs f on another goroutine; the case is not over before f has returned. A
 // panic in f is a failure. F must not call methods that end the case.
 func (t *T) Go(f func()) {
-	t.group.Go(func() { t.protect(f) })
+	t.group.Go(func() {
+		// The record of system calls knows threads: those of f are of one.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		t.protect(f)
+	})
 }
 
 // Helper makes failures noted in the calling function show the line that called
