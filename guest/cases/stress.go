@@ -231,6 +231,7 @@ var _ = add(Case{
 		}
 		_, err := notify.Collect(s.Sender.FD, &s.ledger, sends, t.Patience())
 		t.Check(err, "read the error queue")
+		s.Sender.expectOnce(sends)
 		if err := s.ledger.Check(sends); err != nil {
 			t.Errorf("pair %d: %v; a send that is never notified is a buffer lost to the application, one notified twice a buffer reused too early", i, err)
 		}
