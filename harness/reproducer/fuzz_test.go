@@ -5,6 +5,7 @@ package reproducer_test
 import (
 	"bytes"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -30,10 +31,13 @@ func FuzzC(f *testing.F) {
 		[]trace.Memory{memory(0, make([]byte, 56)), memory(0, make([]byte, 40))}, 2)
 	r.End(r.Begin("recvfrom", []int64{3, 0, 9}, nil, 0), 3, 0, nil, []trace.Memory{memory(0, []byte("abc"))}, 0)
 	r.Mark(trace.Failure, nil, "it \"failed\" */")
-	f.Add(uint16(0), region[:2000])
-	f.Add(uint16(520), []byte("*/\"\\"))
-	f.Fuzz(func(t *testing.T, at uint16, data []byte) {
-		corrupt := bytes.Clone(region)
+	regions := [][]byte{region, threadsRegion(4), threadsRegion(60)}
+	f.Add(uint8(0), uint16(0), region[:2000])
+	f.Add(uint8(0), uint16(520), []byte("*/\"\\"))
+	f.Add(uint8(1), uint16(600), []byte{1})
+	f.Add(uint8(2), uint16(700), []byte{1})
+	f.Fuzz(func(t *testing.T, which uint8, at uint16, data []byte) {
+		corrupt := bytes.Clone(regions[int(which)%len(regions)])
 		copy(corrupt[int(at)%len(corrupt):], data)
 		record, _ := trace.Parse(corrupt)
 		for _, status := range []verdict.Status{verdict.Fail, verdict.Crash, verdict.Timeout} {
@@ -43,6 +47,41 @@ func FuzzC(f *testing.F) {
 			}
 		}
 	})
+}
+
+// threadsRegion is a record of two threads whose calls overlap, so many times.
+func threadsRegion(times int) []byte {
+	region := make([]byte, trace.Size)
+	r := trace.NewRecorder(region)
+	r.Start("threads")
+	// Each on a thread of its own, as long as the other.
+	other, done := make(chan func()), make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		for f := range other {
+			f()
+			done <- struct{}{}
+		}
+		close(done)
+	}()
+	defer func() {
+		close(other)
+		<-done
+	}()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	r.End(r.Begin("socket", []int64{unix.AF_INET, unix.SOCK_DGRAM, 0}, nil, 0), 3, 0, nil, nil, 0)
+	for range times {
+		n := r.Begin("sendto", []int64{3, unix.MSG_ZEROCOPY}, []trace.Memory{{Bytes: []byte{}}, memory(0, []byte("abc"))}, 1)
+		other <- func() {
+			r.End(r.Begin("recvfrom", []int64{3, 0, 9}, nil, 0), 3, 0, nil, []trace.Memory{memory(0, []byte("abc"))}, 0)
+		}
+		<-done
+		r.End(n, 3, 0, nil, nil, 0)
+	}
+	r.Mark(trace.Expectation, []int64{trace.ExactlyOnce, 3, int64(times)})
+	r.Mark(trace.Failure, nil, "it failed")
+	return region
 }
 
 // lex fails the test unless the source is made of closed comments, closed strings

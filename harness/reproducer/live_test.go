@@ -4,7 +4,10 @@ package reproducer_test
 
 import (
 	"errors"
+	"fmt"
 	"os/exec"
+	"runtime"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -81,6 +84,100 @@ func record(t *testing.T, kind int) *trace.Record {
 	}
 	s.Mark(trace.Failure, nil, "it did what it should")
 	return s.record()
+}
+
+// recordThreads lets two threads send and one read the error queue, all on one
+// socket, and returns what was recorded before an expectation about the sends.
+func recordThreads(t *testing.T, sends int) *trace.Record {
+	t.Helper()
+	s := newScript(t)
+	sys.SetRecorder(s.Recorder)
+	defer sys.SetRecorder(nil)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	rx, err := sys.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(rx) }()
+	tx, err := sys.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(tx) }()
+	if err := sys.SetsockoptInt(tx, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1); err != nil {
+		t.Skipf("this kernel has no MSG_ZEROCOPY for that: %v", err)
+	}
+	if err := sys.Bind(rx, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	name, err := sys.Getsockname(rx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sys.Connect(tx, name); err != nil {
+		t.Fatal(err)
+	}
+	var senders, reader sync.WaitGroup
+	stop := make(chan struct{})
+	reader.Go(func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		for {
+			if _, err := notify.Drain(tx); err != nil {
+				t.Error(err)
+				return
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	})
+	for range 2 {
+		data := make([]byte, 100)
+		senders.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			for range sends / 2 {
+				if _, err := notify.SendZerocopy(tx, 0, data); errors.Is(err, unix.ENOBUFS) {
+					t.Skip("this machine lets nobody lock memory")
+				} else if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	senders.Wait()
+	close(stop)
+	reader.Wait()
+	s.Mark(trace.Expectation, []int64{trace.ExactlyOnce, int64(tx), int64(sends)})
+	s.Mark(trace.Failure, nil, "it did what it should")
+	record, err := trace.Parse(s.region)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return record
+}
+
+// Threads that share a socket send and read, and this machine notifies each send
+// once: the program finds no fault, however many calls it makes of the record.
+func TestThisMachineThreads(t *testing.T) {
+	for _, sends := range []int{4, 400} {
+		t.Run(fmt.Sprint(sends), func(t *testing.T) {
+			record := recordThreads(t, sends)
+			for i := range record.Calls {
+				c := &record.Calls[i]
+				if c.Name == "recvmsg" && c.Errno == 0 { // so that the record has the fault
+					c.Out[1].Bytes[16+12]++ // the end of the range
+				}
+			}
+			if code := exitCode(t, record); code != 0 {
+				t.Errorf("the program exits with %d on a machine without the fault, want 0", code)
+			}
+		})
+	}
 }
 
 // exitCode is how a program for the record ends on this machine.

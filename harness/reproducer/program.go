@@ -40,6 +40,16 @@ type program struct {
 	// messages is how many blocks there were when msg was last used.
 	messages int
 
+	// threads are those of the case; thread and part are where blocks belong.
+	threads *threads
+	thread  int
+	part    part
+	// Of a program with several: the variables, how many steps it takes, how many
+	// threads it starts, and the zero-copy messages that it sends.
+	variables        string
+	written, started int
+	zerocopies       int64
+
 	// buffers are those of the static buffers that main uses.
 	buffers map[string]bool
 
@@ -63,7 +73,7 @@ func (p *program) name(what, kind string) string {
 
 // add begins the next block.
 func (p *program) add(format string, args ...any) {
-	p.blocks = append(p.blocks, block{lines: []string{fmt.Sprintf(format, args...)}})
+	p.blocks = append(p.blocks, block{lines: []string{fmt.Sprintf(format, args...)}, thread: p.thread, part: p.part})
 }
 
 // more adds a line to the last block.
@@ -76,6 +86,9 @@ func (p *program) more(format string, args ...any) {
 func (p *program) check(s *step, seen string) {
 	if !s.Returned {
 		return // it never returned, and what did not happen cannot be compared
+	}
+	if p.threads.unwatched {
+		return // no single answer is the fault
 	}
 	p.more("check(%s, %s);", quote([]byte(s.Name)), quote([]byte(seen)))
 }
@@ -147,15 +160,30 @@ func role(steps []step, i int) string {
 func (p *program) step(steps []step, i int) error {
 	s := &steps[i]
 	if s.Name == trace.Expectation {
-		return p.expectation(s)
+		p.thread, p.part = s.thread, s.part
+		first := len(p.blocks)
+		err := p.expectation(s)
+		if err == nil && p.threaded() && s.part == during {
+			p.bracket(s, first)
+		}
+		return err
 	}
-	if p.swallowed(steps, i) {
+	if p.swallowed(steps, i) && len(s.waits) == 0 && s.begun == 0 && s.ended == 0 {
 		return nil
 	}
 	p.sent = p.sent || strings.HasPrefix(s.Name, "send")
+	p.thread, p.part = s.thread, s.part
 	first := len(p.blocks)
 	if err := p.call(steps, i); err != nil {
 		return err
+	}
+	if p.threaded() && s.part == during {
+		if !p.threads.free {
+			p.bracket(s, first)
+		}
+		if p.threads.free || len(s.waits) > 0 {
+			return nil // it is the others that it waited for
+		}
 	}
 	if s.since >= shortest && len(p.blocks) > first && p.sent {
 		p.blocks[first].before = append([]string{fmt.Sprintf("usleep(%d);", s.since.Microseconds())}, p.blocks[first].before...)
@@ -347,9 +375,21 @@ func (p *program) call(steps []step, i int) error {
 	return nil
 }
 
+// turn is how long, in milliseconds, a thread waits at a time whose reads are not
+// compared: one that only reads is to see soon that the others are done.
+func (p *program) turn(s *step) int64 {
+	if p.threads.reads[s.thread] {
+		return 10
+	}
+	return 200
+}
+
 // patience is how long to wait, in milliseconds, for what came when this was
 // recorded.
 func (p *program) patience(s *step, recorded int64) int64 {
+	if p.unordered() && p.threads.unwatched && s.part == during {
+		return p.turn(s)
+	}
 	if s.wait {
 		return max(recorded, 1000)
 	}
@@ -458,6 +498,10 @@ func (p *program) receive(s *step, fd string) error {
 		return impossible("it receives %d bytes at once", length)
 	}
 	p.needRoom(length)
+	if p.unordered() && p.threads.unwatched && s.part == during {
+		p.add("take(%s, %d, %d);", fd, length, p.turn(s))
+		return nil
+	}
 	if s.pieces != nil {
 		total, data, _ := s.took()
 		seen := fmt.Sprint(total)
@@ -533,7 +577,14 @@ func (p *program) receiveMessage(s *step, fd string) error {
 		}
 		seen += dataSum(data) + ", flags " + hex(after) + received(s.Out[1].Bytes)
 	}
-	p.add("read_message(%s, %d, %d, %s, %d);", fd, length, control, flags(s.Argument(1)), truth(s.Returned && s.Errno == 0))
+	with, wait := s.Argument(1), s.Returned && s.Errno == 0
+	if p.unordered() && p.threads.unwatched && s.part == during {
+		wait = false // it comes to that again
+		if with&unix.MSG_ERRQUEUE == 0 {
+			with |= unix.MSG_DONTWAIT
+		}
+	}
+	p.add("read_message(%s, %d, %d, %s, %d);", fd, length, control, flags(with), truth(wait))
 	p.check(s, seen)
 	return nil
 }

@@ -47,7 +47,14 @@ func words(text string) map[string]bool {
 // these need.
 func (p *program) parts(text string) (string, error) {
 	var all strings.Builder
-	about := struct{ Once, Counted bool }{p.counting, p.counted()}
+	about := struct {
+		Once, Counted, Threads, Free bool
+		// Local is what each thread has its own of.
+		Local string
+	}{Once: p.counting, Counted: p.counted(), Threads: p.threaded(), Free: p.unordered()}
+	if about.Threads {
+		about.Local = "__thread "
+	}
 	if err := parsed().Execute(&all, about); err != nil {
 		return "", err
 	}
@@ -75,6 +82,7 @@ var headers = []struct {
 	{"netinet/tcp.h", regexp.MustCompile(`\b(SOL_TCP|TCP_\w+)\b`)},
 	{"netinet/udp.h", regexp.MustCompile(`\b(SOL_UDP|UDP_\w+)\b`)},
 	{"poll.h", regexp.MustCompile(`\bpollfd\b`)},
+	{"pthread.h", regexp.MustCompile(`\bpthread_t\b`)},
 	{"signal.h", regexp.MustCompile(`\bSIGALRM\b`)},
 	{"stdarg.h", regexp.MustCompile(`\bva_list\b`)},
 	{"stdio.h", regexp.MustCompile(`printf|puts`)},
@@ -86,12 +94,13 @@ var headers = []struct {
 	{"sys/socket.h", regexp.MustCompile(``)},
 	{"sys/syscall.h", regexp.MustCompile(`\bSYS_\w+\b`)},
 	{"sys/time.h", regexp.MustCompile(`\btimeval\b`)},
+	{"sys/wait.h", regexp.MustCompile(`\bwaitpid\(`)},
 	{"time.h", regexp.MustCompile(`\bsock_extended_err\b`)}, // for the next
 	{"linux/errqueue.h", regexp.MustCompile(`\bsock_extended_err\b`)},
 	{"linux/capability.h", regexp.MustCompile(`\b__user_cap_\w+\b`)},
 	{"linux/vm_sockets.h", regexp.MustCompile(`\bsockaddr_vm\b`)},
 	{"linux/types.h", regexp.MustCompile(`\bSCM_ZC_NOTIFICATION\b`)},
-	{"unistd.h", regexp.MustCompile(`\b(close|usleep|sleep|dup|read|lseek|syscall|alarm|_exit)\(`)},
+	{"unistd.h", regexp.MustCompile(`\b(close|usleep|sleep|dup|read|lseek|syscall|alarm|_exit|fork)\(`)},
 }
 
 // recent are names that a C library in use may lack.
@@ -125,12 +134,15 @@ struct zc_info {
 var privileged = regexp.MustCompile(`\b(write_file|set_capabilities|SOCK_RAW|AF_PACKET|SO_MARK|SO_BINDTODEVICE)\b`)
 
 func (p *program) render() ([]byte, error) {
-	main := p.main()
+	main, err := p.main()
+	if err != nil {
+		return nil, err
+	}
 	parts, err := p.parts(main)
 	if err != nil {
 		return nil, err
 	}
-	statics := p.statics(main + parts)
+	statics := p.statics(main+parts) + p.variables
 	body := strings.Join([]string{statics, parts, main}, "\n")
 	used := words(body)
 
@@ -168,7 +180,7 @@ func (p *program) statics(text string) string {
 		name  string
 		value int64
 	}{
-		{"ZEROCOPY_SENDS", p.sends}, {"MOST_ELEMENTS", p.elements}, {"MOST_CONTROL", p.control},
+		{"ZEROCOPY_SENDS", p.mostSends()}, {"MOST_ELEMENTS", p.elements}, {"MOST_CONTROL", p.control}, {"POINTS", int64(p.threads.points) + 1},
 	} {
 		if used[number.name] {
 			lines = append(lines, fmt.Sprintf("#define %s %d", number.name, number.value))
@@ -188,7 +200,11 @@ func (p *program) statics(text string) string {
 			if variable.name == "control" {
 				attribute = " __attribute__((aligned(8)))"
 			}
-			lines = append(lines, fmt.Sprintf("static %s %s[%d]%s;", variable.kind, variable.name, max(variable.length, 1), attribute))
+			local := ""
+			if p.threaded() {
+				local = "__thread "
+			}
+			lines = append(lines, fmt.Sprintf("static %s%s %s[%d]%s;", local, variable.kind, variable.name, max(variable.length, 1), attribute))
 		}
 	}
 	if p.counting {
@@ -215,11 +231,45 @@ func dropUnused(body []string, variable string) bool {
 	return true
 }
 
-func (p *program) main() string {
+// Parts of several programs.
+const (
+	hung = "static void hung(int signal)\n{\n\tprintf(\"FAULT: a call had not returned when signal %d came\\n\", signal);\n" +
+		"\tfflush(stdout);\n\t_exit(1);\n}\n\n"
+	openLog = `int log = open("/dev/kmsg", O_RDONLY | O_NONBLOCK);`
+	seekLog = `must("/dev/kmsg", lseek(log, 0, SEEK_END));`
+)
+
+// readable refuses a program that nobody would read.
+func readable(steps int) error {
+	if steps > mostBlocks {
+		return impossible("it takes %d different steps, too many to be read", steps)
+	}
+	return nil
+}
+
+// mostSends is how many zero-copy sends can be notified.
+func (p *program) mostSends() int64 {
+	if p.threaded() {
+		return max(p.sends, p.zerocopies)
+	}
+	return p.sends
+}
+
+func (p *program) main() (string, error) {
+	if p.threaded() {
+		if p.room+p.data > mostLocal {
+			return "", impossible("several threads send or receive %d bytes at once", p.room+p.data)
+		}
+		main := p.mainOfThreads()
+		return main, readable(p.written)
+	}
+	p.blocks = loops(p.blocks)
+	if err := readable(len(p.blocks)); err != nil {
+		return "", err
+	}
 	var text strings.Builder
 	if p.hangs() {
-		text.WriteString("static void hung(int signal)\n{\n\tprintf(\"FAULT: a call had not returned when signal %d came\\n\", signal);\n" +
-			"\tfflush(stdout);\n\t_exit(1);\n}\n\n")
+		text.WriteString(hung)
 	}
 	text.WriteString("int main(void)\n{\n")
 	lines := []string{}
@@ -230,7 +280,7 @@ func (p *program) main() string {
 		lines = append(lines, "struct msghdr msg;")
 	}
 	if p.complains() {
-		lines = append(lines, `int log = open("/dev/kmsg", O_RDONLY | O_NONBLOCK);`)
+		lines = append(lines, openLog)
 	}
 	var body []string
 	for _, b := range p.blocks {
@@ -263,7 +313,7 @@ func (p *program) main() string {
 		lines = append(lines, "")
 	}
 	if p.complains() {
-		lines = append(lines, `must("/dev/kmsg", lseek(log, 0, SEEK_END));`)
+		lines = append(lines, seekLog)
 	}
 	if p.hangs() {
 		lines = append(lines, "signal(SIGALRM, hung);", "alarm(30);")
@@ -271,16 +321,9 @@ func (p *program) main() string {
 	lines = append(lines, body...)
 	lines = append(lines, "")
 	lines = append(lines, p.verdict()...)
-	for _, line := range lines {
-		for each := range strings.SplitSeq(line, "\n") {
-			if each != "" {
-				text.WriteString("\t" + each)
-			}
-			text.WriteString("\n")
-		}
-	}
+	writeLines(&text, lines)
 	text.WriteString("}\n")
-	return text.String()
+	return text.String(), nil
 }
 
 // complains tells whether the fault is that the kernel complains.
@@ -293,15 +336,10 @@ func (p *program) hangs() bool { return p.about.Case.Status == verdict.Timeout &
 
 // verdict ends the program.
 func (p *program) verdict() []string {
-	shown, why := "!differs", "the kernel answered as recorded: "+p.failure
-	switch {
-	case p.complains():
-		shown, why = "complained(log)", "the kernel complained, see its log: "+p.failure
-	case p.hangs():
+	if p.hangs() {
 		return []string{`puts("every call returned: the fault does not show");`, "return 0;"}
-	case p.counting:
-		shown, why = "!exactly_once()", p.failure
 	}
+	shown, why := p.fault()
 	return []string{
 		fmt.Sprintf("if (%s) {", shown),
 		fmt.Sprintf("\tputs(%s);", quote([]byte("FAULT: "+printable(why)))),
@@ -310,6 +348,19 @@ func (p *program) verdict() []string {
 		`puts("the fault does not show");`,
 		"return 0;",
 	}
+}
+
+// fault is the condition for the fault to show, and what it is then.
+func (p *program) fault() (shown, why string) {
+	switch {
+	case p.complains():
+		return "complained(log)", "the kernel complained, see its log: " + p.failure
+	case p.hangs():
+		return "", "a call did not return"
+	case p.counting:
+		return "!exactly_once()", p.failure
+	}
+	return "!differs", "the kernel answered as recorded: " + p.failure
 }
 
 func (p *program) comment(root bool) string {
@@ -332,7 +383,11 @@ func (p *program) comment(root bool) string {
 	}
 	write(about + ".")
 	write("")
-	write("    gcc -static -o reproducer THIS-FILE && ./reproducer")
+	threads := ""
+	if p.threaded() {
+		threads = "-pthread "
+	}
+	write("    gcc -static " + threads + "-o reproducer THIS-FILE && ./reproducer")
 	write("")
 	about = "It exits with 1 if the kernel has the fault, with 0 if it has not, and with 125 if that could not be found out, as git bisect run expects."
 	switch {
@@ -347,6 +402,10 @@ func (p *program) comment(root bool) string {
 		about += " It needs root."
 	}
 	write(about)
+	if p.threaded() {
+		write("")
+		write(p.aboutThreads())
+	}
 	write("")
 	write("zcvet made it from the system calls of that case, which runs with")
 	text.WriteString(" *     " + comment(p.about.Command) + "\n */\n")

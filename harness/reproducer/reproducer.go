@@ -8,6 +8,9 @@
 // recorded, up to the first expectation that failed, has the fault. Where the case
 // checked that every send was notified exactly once, the program checks that
 // instead: how the notifications are divided between calls depends on the moment.
+//
+// Threads of the case that were in the kernel together are threads of the program,
+// see threads.go.
 package reproducer
 
 import (
@@ -43,14 +46,12 @@ func (i Impossible) Error() string { return string(i) }
 
 func impossible(format string, args ...any) error { return Impossible(fmt.Sprintf(format, args...)) }
 
-// errOverlap is why a program cannot make the calls one after the other.
-var errOverlap = impossible("two threads were in the kernel at the same time, and it depends on which was first")
-
 // Limits of a program that a person reads.
 const (
 	mostBlocks = 200
 	mostBytes  = 16 << 20 // of a buffer
 	mostSends  = 1 << 20  // that are counted
+	mostLocal  = 1 << 20  // bytes of what each thread has for itself
 )
 
 // C writes the program. The error is an Impossible. The record comes from a guest
@@ -69,26 +70,49 @@ func C(about About, record *trace.Record) ([]byte, error) {
 		return nil, err
 	}
 	end := len(calls)
+	if p.threads, err = threadsOf(calls); err != nil {
+		return nil, err
+	}
+	if p.threads.missing > 0 && !p.threaded() {
+		return nil, impossible("it takes more calls than are recorded")
+	}
 	if p.failure = failure; failure == "" {
 		p.failure = about.Complaint
 	}
-	if last := &calls[len(calls)-1]; failure != "" && c.Status == verdict.Fail && p.violated(calls, last) {
+	if last := lastOf(record.Calls, calls); failure != "" && c.Status == verdict.Fail && p.violated(calls, last) {
 		p.counting, p.watched = true, last.Argument(1)
 	} else {
 		calls = slices.DeleteFunc(slices.Clone(calls), func(c trace.Call) bool { return c.Name == trace.Expectation })
 	}
-	steps := fold(calls)
+	steps := p.threads.stepsOf(whole(calls))
+	if p.threaded() {
+		if err := p.arrange(steps); err != nil {
+			return nil, err
+		}
+	}
 	for i := range steps {
 		if err := p.step(steps, i); err != nil {
 			return nil, err
 		}
 	}
+	p.thread, p.part = 0, after
 	p.restore(record, end)
-	p.blocks = loops(p.blocks)
-	if len(p.blocks) > mostBlocks {
-		return nil, impossible("it takes %d different steps, too many to be read", len(p.blocks))
-	}
 	return p.render()
+}
+
+// lastOf returns the last of the calls that the thread made whose mark comes behind
+// them in the record; the last of all if there is none.
+func lastOf(record, calls []trace.Call) *trace.Call {
+	last := &calls[len(calls)-1]
+	if len(record) == len(calls) {
+		return last
+	}
+	for i := range slices.Backward(calls) {
+		if calls[i].Thread == record[len(calls)].Thread {
+			return &calls[i]
+		}
+	}
+	return last
 }
 
 // relevant returns the calls up to the first expectation that failed, and its
@@ -112,21 +136,12 @@ func (p *program) relevant(record *trace.Record) (calls []trace.Call, failure st
 	for i := range calls {
 		c := &calls[i]
 		switch {
-		case i > 0 && c.Number != calls[i-1].Number+1, i == 0 && c.Number != 0:
-			return nil, "", impossible("it takes more calls than are recorded")
 		case c.Name == trace.Host:
 			return nil, "", impossible("it needs zcvet's NIC (%s)", printable(c.Text(0)))
 		case c.Name == trace.Child:
 			return nil, "", impossible("it needs a second process (%s), whose calls are not recorded", printable(c.Text(0)))
 		case c.Name == trace.Beyond:
 			return nil, "", impossible("it needs %s, beside system calls", printable(c.Text(0)))
-		case !c.Returned && i != len(calls)-1:
-			return nil, "", errOverlap
-		}
-		for j := i - 1; j >= 0 && !isMark(c) && calls[j].Ended > c.Began; j-- {
-			if calls[j].Thread != c.Thread && !isMark(&calls[j]) {
-				return nil, "", errOverlap
-			}
 		}
 	}
 	switch {
@@ -144,6 +159,9 @@ func (p *program) violated(calls []trace.Call, expectation *trace.Call) bool {
 	fd, sends := expectation.Argument(1), expectation.Argument(2)
 	if expectation.Name != trace.Expectation || expectation.Argument(0) != trace.ExactlyOnce || sends < 1 || sends > mostSends {
 		return false
+	}
+	if p.threads.missing > 0 {
+		return true // nobody can count, but the case has
 	}
 	notified := make([]int, sends)
 	strays := false
@@ -181,6 +199,26 @@ type step struct {
 	// asked for all of it.
 	pieces []*trace.Call
 	last   bool
+
+	// Number and began are those of the first of several calls.
+	number int
+	began  time.Duration
+	// thread of the program, and which part of that it belongs to.
+	thread int
+	part   part
+	// begun and ended are the points that others wait for, 0 for none; waits are
+	// those that it waits for, settles tells that one of them is in the kernel then.
+	begun, ended int
+	waits        []int
+	settles      bool
+}
+
+// end is when the last of the calls ended.
+func (s *step) end() time.Duration {
+	if s.pieces != nil {
+		return ended(s.pieces[len(s.pieces)-1])
+	}
+	return ended(s.Call)
 }
 
 // took is how many bytes of a stream came in all, and the beginning of them; done
@@ -201,24 +239,16 @@ func (s *step) took() (total int64, data []byte, done bool) {
 // fold makes one step of the calls that repeat a question until there was
 // something, and of those that take a stream's data piece by piece. When the
 // answer comes depends on the moment.
-func fold(calls []trace.Call) []step {
+func fold(calls []trace.Call, stream map[int]bool) []step {
 	var steps []step
-	streams := make(map[int64]bool)
 	for i := range calls {
 		c := &calls[i]
-		s := step{Call: c}
+		s := step{Call: c, number: c.Number, began: c.Began}
 		if i > 0 {
 			s.since = c.Began - max(calls[i-1].Began, calls[i-1].Ended)
 		}
-		switch c.Name {
-		case "socket":
-			streams[c.Result] = c.Argument(1)&0xf == unix.SOCK_STREAM
-		case "accept4":
-			streams[c.Result] = streams[c.Argument(0)]
-		case "recvfrom":
-			if streams[c.Argument(0)] && c.Argument(1) == 0 && c.Returned {
-				s.pieces = []*trace.Call{c}
-			}
+		if stream[c.Number] && c.Argument(1) == 0 && c.Returned {
+			s.pieces = []*trace.Call{c}
 		}
 		if len(steps) > 0 {
 			before := &steps[len(steps)-1]
@@ -230,6 +260,7 @@ func fold(calls []trace.Call) []step {
 				}
 			case sameQuestion(before.Call, c) && nothing(before.Call):
 				s.since, s.wait = before.since, !nothing(c)
+				s.number, s.began = before.number, before.began
 				*before = s
 				continue
 			}
@@ -244,6 +275,22 @@ func fold(calls []trace.Call) []step {
 		steps[len(steps)-1].last = true
 	}
 	return steps
+}
+
+// streams returns the numbers of the calls that receive from a stream.
+func streams(calls []trace.Call) map[int]bool {
+	stream, from := make(map[int64]bool), make(map[int]bool)
+	for i := range calls {
+		switch c := &calls[i]; c.Name {
+		case "socket":
+			stream[c.Result] = c.Argument(1)&0xf == unix.SOCK_STREAM
+		case "accept4":
+			stream[c.Result] = stream[c.Argument(0)]
+		case "recvfrom":
+			from[c.Number] = stream[c.Argument(0)]
+		}
+	}
+	return from
 }
 
 // hurries tells whether a call only makes a stream acknowledge what it has.
@@ -323,6 +370,9 @@ type block struct {
 	before, lines []string
 	// after comes last, likewise.
 	after []string
+	// thread of the program, and which part of that it belongs to.
+	thread int
+	part   part
 }
 
 func (b block) text() []string { return slices.Concat(b.before, b.lines, b.after) }

@@ -30,14 +30,21 @@ type script struct {
 	t      *testing.T
 	region []byte
 	*trace.Recorder
+	calls int
 }
 
 func newScript(t *testing.T) *script {
 	t.Helper()
 	region := make([]byte, trace.Size)
-	s := &script{t, region, trace.NewRecorder(region)}
+	s := &script{t: t, region: region, Recorder: trace.NewRecorder(region)}
 	s.Start("made/up")
 	return s
+}
+
+// Begin counts the calls and marks.
+func (s *script) Begin(name string, arguments []int64, in []trace.Memory, data int) uint64 {
+	s.calls++
+	return s.Recorder.Begin(name, arguments, in, data)
 }
 
 func (s *script) record() *trace.Record {
@@ -50,6 +57,7 @@ func (s *script) record() *trace.Record {
 		c := &record.Calls[i]
 		c.Began = time.Duration(i) * time.Microsecond
 		c.Ended = c.Began
+		c.Thread = 1 // whatever Go made of it
 	}
 	return record
 }
@@ -319,6 +327,91 @@ var programs = map[string]func(t *testing.T) (reproducer.About, *trace.Record){
 		s.End(s.Begin("writefile", nil, []trace.Memory{memory(0, []byte("/proc/sys/net/core/optmem_max")), memory(0, []byte("131072\n"))}, 2), 7, 0, nil, nil, 0)
 		return about(verdict.Fail), s.record()
 	},
+	"blocked": func(t *testing.T) (reproducer.About, *trace.Record) {
+		s := newScript(t)
+		s.pair()
+		for range 2 {
+			s.sendmsg(4, unix.MSG_ZEROCOPY, memory(0x9000, make([]byte, 1000)), nil, nil, 1000, 0)
+		}
+		waiting := s.calls
+		request := profile(t, "v8").Encode(1)
+		s.sendmsg(4, 0, memory(0x9000, []byte("x")), request, request, -1, unix.ECONNRESET)
+		s.call("shutdown", 0, 0, 3, unix.SHUT_RDWR)
+		s.call("close", 0, 0, 3)
+		s.errqueue(4)
+		s.Mark(trace.Expectation, []int64{trace.ExactlyOnce, 4, 2})
+		s.Mark(trace.Failure, nil, "2 sends, each to be notified exactly once: 0-1 missing")
+		record := s.record()
+		record.Calls[waiting].Ended = record.Calls[waiting+2].Ended + 1
+		record.Calls[waiting+1].Thread++
+		record.Calls[waiting+2].Thread++
+		for i := waiting + 3; i < len(record.Calls); i++ {
+			record.Calls[i].Began += 2
+		}
+		return about(verdict.Fail), record
+	},
+	"overlap": func(t *testing.T) (reproducer.About, *trace.Record) {
+		s := newScript(t)
+		s.pair()
+		begin := s.calls
+		request := profile(t, "v8").Encode(1)
+		for i := range uint32(30) {
+			for range 3 {
+				s.sendmsg(4, unix.MSG_ZEROCOPY, memory(0x9000, make([]byte, 100)), request, answer(request, 1, [3]uint32{i, i, 0}), 100, 0)
+			}
+			s.errqueue(4, i, i)
+			s.errqueue(4)
+			s.End(s.Begin("recvfrom", []int64{3, 0, 101}, nil, 0), 100, 0, nil, []trace.Memory{memory(0, make([]byte, 64))}, 0)
+		}
+		end := s.calls
+		s.errqueue(4)
+		s.Mark(trace.Expectation, []int64{trace.ExactlyOnce, 4, 90})
+		s.Mark(trace.Failure, nil, "90 sends, each to be notified exactly once: 7 twice")
+		record := s.record()
+		for i := begin; i < end; i++ {
+			c := &record.Calls[i]
+			c.Ended = c.Began + 3*time.Microsecond
+			c.Thread += []int{1, 2, 3, 4, 4, 0}[(i-begin)%6]
+		}
+		for i := end; i < len(record.Calls); i++ {
+			record.Calls[i].Began += 5 * time.Microsecond
+			record.Calls[i].Ended += 5 * time.Microsecond
+			record.Calls[i].Number += 100
+		}
+		return about(verdict.Fail), record
+	},
+	"both": func(t *testing.T) (reproducer.About, *trace.Record) {
+		s := newScript(t)
+		s.pair()
+		begin := s.calls
+		s.sendmsg(4, unix.MSG_ZEROCOPY, memory(0x9000, make([]byte, 100)), nil, nil, 100, 0)
+		s.sendmsg(4, unix.MSG_ZEROCOPY, memory(0x9000, make([]byte, 200)), nil, nil, -1, unix.EFAULT)
+		s.Mark(trace.Failure, nil, "send: EFAULT")
+		record := s.record()
+		record.Calls[begin].Ended += 10
+		record.Calls[begin+1].Began = record.Calls[begin].Began
+		record.Calls[begin+1].Thread++
+		return about(verdict.Fail), record
+	},
+	"race": func(t *testing.T) (reproducer.About, *trace.Record) {
+		s := newScript(t)
+		s.pair()
+		for range 100 {
+			s.errqueue(4)
+		}
+		for range 5 {
+			s.Begin("sendmsg", []int64{4, 0, 0, 0}, []trace.Memory{{Bytes: []byte{}}, memory(0xc000, []byte("nonsense")), memory(0x9000, []byte("x"))}, 2)
+		}
+		record := s.record()
+		for i := range record.Calls {
+			if c := &record.Calls[i]; !c.Returned {
+				c.Thread += i
+			}
+		}
+		of := about(verdict.Crash)
+		of.Complaint = "BUG: kernel NULL pointer dereference in sock_dequeue_err_skb"
+		return of, record
+	},
 	"crash": func(t *testing.T) (reproducer.About, *trace.Record) {
 		s := newScript(t)
 		s.pair()
@@ -380,7 +473,13 @@ func compile(t *testing.T, source []byte) (program string) {
 	if err := os.WriteFile(file, source, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if output, err := exec.CommandContext(t.Context(), "gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, file).CombinedOutput(); err != nil {
+	_, command, _ := bytes.Cut(source, []byte(" gcc "))
+	flags, _, found := bytes.Cut(command, []byte(" -o "))
+	if !found {
+		t.Fatalf("the program does not say how to compile it:\n%s", source)
+	}
+	arguments := append(strings.Fields(string(flags)), "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, file)
+	if output, err := exec.CommandContext(t.Context(), "gcc", arguments...).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s\n%s", err, output, source)
 	}
 	return program
@@ -440,11 +539,39 @@ func TestImpossible(t *testing.T) {
 			}
 			return of, record
 		},
-		"at the same time": func(s *script) (reproducer.About, *trace.Record) {
+		"make many calls at the same time": func(s *script) (reproducer.About, *trace.Record) {
 			s.pair()
+			begin := s.calls
+			for i := range uint32(60) {
+				s.errqueue(4, i, i)
+			}
 			of, record := fails(s)
-			record.Calls[2].Thread++
-			record.Calls[2].Ended = record.Calls[3].Began + 1
+			for i := begin; i < s.calls; i++ {
+				record.Calls[i].Thread += i % 2
+				record.Calls[i].Ended += 2 * time.Microsecond
+			}
+			return of, record
+		},
+		"more than 64 threads": func(s *script) (reproducer.About, *trace.Record) {
+			s.pair()
+			for range 70 {
+				s.errqueue(4)
+			}
+			of, record := fails(s)
+			for i := range record.Calls {
+				record.Calls[i].Thread += i
+			}
+			return of, record
+		},
+		"bytes at once": func(s *script) (reproducer.About, *trace.Record) {
+			s.pair()
+			begin := s.calls
+			for range 2 {
+				s.sendmsg(4, 0, memory(0x9000, make([]byte, 2<<20)), nil, nil, 2<<20, 0)
+			}
+			of, record := fails(s)
+			record.Calls[begin].Ended = record.Calls[begin+1].Began + 1
+			record.Calls[begin+1].Thread++
 			return of, record
 		},
 		"different steps": func(s *script) (reproducer.About, *trace.Record) {

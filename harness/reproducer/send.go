@@ -41,9 +41,20 @@ func (p *program) send(s *step, fd string) error {
 		p.usesTo = true
 		to = "(struct sockaddr *)&to, " + address
 	}
-	p.add("result(sendto(%s, %s, %d, %s, %s));", fd, place, s.In[1].Length, flags(s.Argument(1)), to)
+	call := fmt.Sprintf("sendto(%s, %s, %d, %s, %s)", fd, place, s.In[1].Length, flags(s.Argument(1)), to)
+	p.add("%s", p.sending(s, fd, "result("+call+")", 1))
 	p.check(s, result(s.Call))
 	return nil
+}
+
+// sending is the statement that makes a call that sends so many messages. Between
+// threads it is not known which sends the kernel takes, so the program counts them.
+func (p *program) sending(s *step, fd, call string, messages int) string {
+	if !p.counting || !p.threaded() || s.Argument(1)&unix.MSG_ZEROCOPY == 0 {
+		return call + ";"
+	}
+	p.zerocopies += int64(messages)
+	return fmt.Sprintf("sent(%s, %s, %d);", fd, call, messages)
 }
 
 func (p *program) sendMessage(s *step, fd string) error {
@@ -58,7 +69,8 @@ func (p *program) sendMessage(s *step, fd string) error {
 	after, changed := headerAfter(s)
 	header, at := p.mapping(trace.Memory{Address: uint64(s.Argument(3))})
 	if len(buffers) == 1 && s.In[0].Length == 0 && control.Length == 0 && s.Argument(2) == 0 && header == nil && !changed {
-		p.add("send_data(%s, %s, %d, %s);", fd, places[0], buffers[0].Length, flags(s.Argument(1)))
+		call := fmt.Sprintf("send_data(%s, %s, %d, %s)", fd, places[0], buffers[0].Length, flags(s.Argument(1)))
+		p.add("%s", p.sending(s, fd, call, 1))
 		p.check(s, result(s.Call))
 		return nil
 	}
@@ -78,7 +90,8 @@ func (p *program) sendMessage(s *step, fd string) error {
 		name = fmt.Sprintf("(struct msghdr *)(%s)", header.at(at))
 		lines = nil
 	}
-	p.add("%s", strings.Join(append(lines, fmt.Sprintf("result(sendmsg(%s, %s, %s));", fd, name, flags(s.Argument(1)))), "\n"))
+	call := fmt.Sprintf("result(sendmsg(%s, %s, %s))", fd, name, flags(s.Argument(1)))
+	p.add("%s", strings.Join(append(lines, p.sending(s, fd, call, 1)), "\n"))
 	p.messages = len(p.blocks)
 	seen := result(s.Call)
 	if control.Length > 0 && len(s.Out) > 1 && s.Out[1].Bytes != nil && control.Bytes != nil {
@@ -203,7 +216,8 @@ func (p *program) sendMessages(s *step, fd string) error {
 	}
 	p.many = max(p.many, int64(len(messages)))
 	p.buffers["many"] = true
-	lines = append(lines, fmt.Sprintf("result(sendmmsg(%s, many, %d, %s));", fd, len(messages), flags(s.Argument(1))))
+	call := fmt.Sprintf("result(sendmmsg(%s, many, %d, %s))", fd, len(messages), flags(s.Argument(1)))
+	lines = append(lines, p.sending(s, fd, call, len(messages)))
 	seen := result(s.Call)
 	for i := range min(len(s.Outcome), len(s.Out), len(messages)) {
 		control := messages[i].control()

@@ -1,0 +1,524 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * scm/fifo/udp/ipv4/lo: 2 sends, each to be notified exactly once: 0-1
+ * missing
+ *
+ * Seen on Linux 6.12.117 with the series "net: return completions"; it is
+ * about N01, Z30 of zcvet's checklist.
+ *
+ *     gcc -static -pthread -o reproducer THIS-FILE && ./reproducer
+ *
+ * It exits with 1 if the kernel has the fault, with 0 if it has not, and
+ * with 125 if that could not be found out, as git bisect run expects. The
+ * fault is that a zero-copy send is not notified exactly once.
+ *
+ * The case had 2 threads in the kernel at the same time, and so has the
+ * program. The calls of several threads come in the order of the record
+ * where they did not overlap; where one was under way when another thread
+ * acted, that one waits until it begins, and every other time a moment
+ * longer, for it to fall asleep. It depends on the moment what comes of it,
+ * so everything is done 6 times.
+ *
+ * zcvet made it from the system calls of that case, which runs with
+ *     zcvet run --kernel 6.12 --series mine --suite scm/fifo/udp/ipv4/lo
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <linux/errqueue.h>
+#include <linux/types.h>
+#include <unistd.h>
+
+#ifndef MSG_ZEROCOPY
+#define MSG_ZEROCOPY 0x4000000
+#endif
+#ifndef SO_EE_ORIGIN_ZEROCOPY
+#define SO_EE_ORIGIN_ZEROCOPY 0x5
+#endif
+#ifndef SO_ZEROCOPY
+#define SO_ZEROCOPY 0x3c
+#endif
+#ifdef SCM_ZC_NOTIFICATION
+#include <linux/socket.h>
+#else
+#define SCM_ZC_NOTIFICATION 81
+
+struct zc_info_elem {
+	__u32	lo;
+	__u32	hi;
+	__u8	zerocopy;
+	__u8	pad[3];
+};
+
+struct zc_info {
+	__u32			size;
+	struct zc_info_elem	arr[];
+};
+#endif
+#define ZEROCOPY_SENDS 2
+#define MOST_ELEMENTS 1
+#define MOST_CONTROL 512
+#define POINTS 3
+
+static __thread char room[2048];
+static __thread char data[1000];
+static __thread char control[512] __attribute__((aligned(8)));
+static __thread struct iovec iov[1];
+static int watched = -1;
+static int rx;
+static int tx;
+static int port;
+
+static __thread char seen[4096];
+
+static int differs;
+
+/* Adds to what the call in hand gave. */
+static void see(const char *format, ...)
+{
+	size_t used = strlen(seen);
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(seen + used, sizeof(seen) - used, format, arguments);
+	va_end(arguments);
+}
+
+/* Begins with what a call returned. */
+static long result(long value)
+{
+	int error = errno;
+
+	seen[0] = 0;
+	if (value < 0)
+		see("-1, errno %d", error);
+	else
+		see("%ld", value);
+	return value;
+}
+
+/* Prints what a call gave, and what was recorded if that was something else. */
+static void check(const char *call, const char *recorded)
+{
+	printf("%-20s %s\n", call, seen);
+	if (strcmp(seen, recorded)) {
+		printf("%20s %s\n", "recorded was:", recorded);
+		differs = 1;
+	}
+}
+
+/* For what stands before the fault and has nothing to do with it. */
+static long must(const char *call, long value)
+{
+	if (value < 0) {
+		fprintf(stderr, "%s: %s\n", call, strerror(errno));
+		exit(125);
+	}
+	return value;
+}
+
+static void set_option(int fd, int level, int option, int value)
+{
+	must("setsockopt", setsockopt(fd, level, option, &value, sizeof(value)));
+}
+
+/* Lets no call wait for ever. */
+static void limit_waits(int fd)
+{
+	struct timeval limit = { .tv_sec = 5 };
+
+	must("SO_RCVTIMEO", setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)));
+	must("SO_SNDTIMEO", setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)));
+}
+
+static socklen_t address(struct sockaddr_storage *to, const char *host, int port)
+{
+	struct sockaddr_in6 *six = (void *)to;
+	struct sockaddr_in *four = (void *)to;
+
+	memset(to, 0, sizeof(*to));
+	if (inet_pton(AF_INET, host, &four->sin_addr) == 1) {
+		four->sin_family = AF_INET;
+		four->sin_port = htons(port);
+		return sizeof(*four);
+	}
+	inet_pton(AF_INET6, host, &six->sin6_addr);
+	six->sin6_family = AF_INET6;
+	six->sin6_port = htons(port);
+	return sizeof(*six);
+}
+
+static int port_of(int fd)
+{
+	struct sockaddr_storage name;
+	socklen_t length = sizeof(name);
+
+	must("getsockname", getsockname(fd, (struct sockaddr *)&name, &length));
+	/* It is at the same place in both families. */
+	return ntohs(((struct sockaddr_in *)&name)->sin_port);
+}
+
+static void see_sum(const char *what, const unsigned char *data, size_t length)
+{
+	unsigned int sum = 2166136261u;
+	size_t i;
+
+	for (i = 0; i < length; i++)
+		sum = (sum ^ data[i]) * 16777619u;
+	if (length > 0)
+		see("%s %08x", what, sum);
+}
+
+/* Shows the beginning of what was received. */
+static void see_data(const void *data, long length)
+{
+	see_sum(", data", data, length < 0 ? 0 : length > 64 ? 64 : length);
+}
+
+/* How often each zero-copy send of the socket watched was notified. */
+static unsigned char notified[ZEROCOPY_SENDS];
+static int strays;
+
+static void note(unsigned int lo, unsigned int hi)
+{
+	unsigned long send;
+
+	for (send = lo; send <= hi && send < ZEROCOPY_SENDS; send++)
+		__atomic_add_fetch(&notified[send], 1, __ATOMIC_RELAXED);
+	if (lo > hi || hi >= ZEROCOPY_SENDS)
+		__atomic_add_fetch(&strays, 1, __ATOMIC_RELAXED);
+}
+
+/* How many zero-copy sends of that socket the kernel has taken. */
+static int sends;
+
+/* Counts the messages that a call has sent. */
+static void sent(int fd, long value, int messages)
+{
+	if (fd == watched && value > 0)
+		__atomic_add_fetch(&sends, messages > 1 ? value : 1, __ATOMIC_RELAXED);
+}
+
+static int exactly_once(void)
+{
+	int send, wrong = strays;
+
+	for (send = 0; send < sends; send++) {
+		if (notified[send] == 1)
+			continue;
+		printf("send %d was notified %d times\n", send, notified[send]);
+		wrong++;
+	}
+	for (; send < ZEROCOPY_SENDS; send++)
+		wrong += notified[send];
+	if (strays)
+		printf("%d notifications of sends that never were\n", strays);
+	return !wrong;
+}
+
+/* Adds a control message. */
+static void add_control(struct msghdr *msg, int level, int type, const void *data, size_t length)
+{
+	struct cmsghdr *cmsg = (void *)((char *)msg->msg_control + msg->msg_controllen);
+
+	memset(cmsg, 0, CMSG_SPACE(length));
+	cmsg->cmsg_level = level;
+	cmsg->cmsg_type = type;
+	cmsg->cmsg_len = CMSG_LEN(length);
+	memcpy(CMSG_DATA(cmsg), data, length);
+	msg->msg_controllen += CMSG_SPACE(length);
+}
+
+/* Asks for notifications, with room for so many. */
+static void add_request(struct msghdr *msg, unsigned int size, size_t elements)
+{
+	static __thread char data[sizeof(struct zc_info) + MOST_ELEMENTS * sizeof(struct zc_info_elem)];
+	size_t length = sizeof(struct zc_info) + elements * sizeof(struct zc_info_elem);
+
+	memset(data, 0xa5, sizeof(data));
+	memcpy(data, &size, sizeof(size));
+	add_control(msg, SOL_SOCKET, SCM_ZC_NOTIFICATION, data, length);
+}
+
+/* Bytes that the caller did not write and that no field of the answer is. */
+static int foreign(const unsigned char *bytes, size_t length)
+{
+	size_t i;
+
+	for (i = 0; i < length; i++)
+		if (bytes[i] != 0 && bytes[i] != 0xa5)
+			return 1;
+	return 0;
+}
+
+/* Shows the elements of an array; a count of -1 ends it where none was written. */
+static void see_elements(int fd, const unsigned char *data, size_t length, long count)
+{
+	static const unsigned char unwritten[12] = {
+		0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5
+	};
+	int leaks = 0;
+	long i;
+
+	for (i = 0; length >= 12; i++, data += 12, length -= 12) {
+		unsigned int lo, hi;
+
+		if (count < 0 && !memcmp(data, unwritten, 12))
+			count = i;
+		if (count >= 0 && i >= count) {
+			leaks |= foreign(data, 12);
+			continue;
+		}
+		if (!memcmp(data, unwritten, 12)) {
+			see(" -");
+			continue;
+		}
+		memcpy(&lo, data, 4);
+		memcpy(&hi, data + 4, 4);
+		see(" %u-%u", lo, hi);
+		if (data[8] != 1)
+			see(data[8] ? " flag %d" : " COPIED", data[8]);
+		leaks |= foreign(data + 9, 3);
+		if (fd == watched)
+			note(lo, hi);
+	}
+	leaks |= foreign(data, length);
+	if (leaks)
+		see(", foreign bytes");
+}
+
+static void see_answer(int fd, const unsigned char *data, size_t length)
+{
+	unsigned int size;
+
+	if (length < 4)
+		return;
+	memcpy(&size, data, 4);
+	see(" size %u:", size);
+	see_elements(fd, data + 4, length - 4, size);
+}
+
+/* Shows the control messages of a send as the kernel left them. */
+static void answer(int fd, const void *control, size_t length)
+{
+	const unsigned char *at = control, *end = at + length;
+	struct cmsghdr cmsg;
+
+	while (at + sizeof(cmsg) <= end) {
+		const unsigned char *data = at + sizeof(cmsg);
+		size_t size;
+
+		memcpy(&cmsg, at, sizeof(cmsg));
+		if (cmsg.cmsg_len < sizeof(cmsg) || cmsg.cmsg_len > (size_t)(end - at))
+			break;
+		size = cmsg.cmsg_len - sizeof(cmsg);
+		see("; %d/%d", cmsg.cmsg_level, cmsg.cmsg_type);
+		if (cmsg.cmsg_level == SOL_SOCKET && cmsg.cmsg_type == SCM_ZC_NOTIFICATION)
+			see_answer(fd, data, size);
+		else
+			see_sum(",", data, size);
+		at += CMSG_ALIGN(cmsg.cmsg_len);
+	}
+	if (at < end)
+		see_sum(", rest", at, end - at);
+}
+
+/* Sends from one buffer. */
+static long send_data(int fd, void *data, size_t length, int flags)
+{
+	struct iovec vector = { data, length };
+	struct msghdr msg = { .msg_iov = &vector, .msg_iovlen = 1 };
+
+	return result(sendmsg(fd, &msg, flags));
+}
+
+/* Shows the control messages of what was received. */
+static void see_control(int fd, struct msghdr *msg)
+{
+	struct cmsghdr *cmsg;
+
+	for (cmsg = CMSG_FIRSTHDR(msg); cmsg; cmsg = CMSG_NXTHDR(msg, cmsg)) {
+		struct sock_extended_err error;
+
+		see("; %d/%d", cmsg->cmsg_level, cmsg->cmsg_type);
+		if (!((cmsg->cmsg_level == SOL_IP && cmsg->cmsg_type == IP_RECVERR) ||
+		      (cmsg->cmsg_level == SOL_IPV6 && cmsg->cmsg_type == IPV6_RECVERR) ||
+		      (cmsg->cmsg_level == 287 && cmsg->cmsg_type == 1)))
+			continue;
+		if (cmsg->cmsg_len < CMSG_LEN(sizeof(error)))
+			continue;
+		memcpy(&error, CMSG_DATA(cmsg), sizeof(error));
+		see(" errno %u origin %u code %u %u-%u", error.ee_errno, error.ee_origin,
+		    error.ee_code, error.ee_info, error.ee_data);
+		if (fd == watched && error.ee_origin == SO_EE_ORIGIN_ZEROCOPY)
+			note(error.ee_info, error.ee_data);
+	}
+}
+
+/* Reads a message; what was there when this was recorded may need a moment. */
+static long read_message(int fd, size_t length, size_t control, int flags, int wait)
+{
+	static __thread char controls[MOST_CONTROL];
+	struct iovec vector = { room, length };
+	struct msghdr msg = {
+		.msg_iov = &vector, .msg_iovlen = 1,
+		.msg_control = controls, .msg_controllen = control,
+	};
+	struct pollfd polled = { .fd = fd, .events = flags & MSG_ERRQUEUE ? 0 : POLLIN };
+	long count;
+
+	if (wait)
+		poll(&polled, 1, 1000);
+	count = result(recvmsg(fd, &msg, flags));
+	if (count < 0)
+		return count;
+	see_data(room, count);
+	see(", flags %#x", msg.msg_flags);
+	see_control(fd, &msg);
+	return count;
+}
+
+static int all_notified(void)
+{
+	int send = 0;
+
+	while (send < sends && notified[send])
+		send++;
+	return send == sends;
+}
+
+/* Reads the error queue until no notification has come for a while. */
+static void collect(int fd)
+{
+	struct pollfd polled = { .fd = fd };
+
+	do {
+		while (read_message(fd, 2048, 512, MSG_ERRQUEUE, 0) >= 0)
+			printf("%-20s %s\n", "recvmsg", seen);
+	} while (poll(&polled, 1, all_notified() ? 50 : 1000) > 0 && polled.revents & POLLERR);
+}
+
+static void start(pthread_t *thread, void *(*run)(void *))
+{
+	errno = pthread_create(thread, NULL, run, NULL);
+	must("pthread_create", errno ? -1 : 0);
+}
+
+static int reached[POINTS];
+
+/* Tells other threads that this one has come so far. */
+static void reach(int point)
+{
+	__atomic_store_n(&reached[point], 1, __ATOMIC_SEQ_CST);
+}
+
+/* Waits until another thread has come so far. */
+static void wait_for(int point)
+{
+	while (!__atomic_load_n(&reached[point], __ATOMIC_SEQ_CST))
+		usleep(100);
+}
+
+static int patient;
+
+/* Lets a call that another thread is about to make fall asleep, every other time:
+   it may be the fault that it does not. */
+static void settle(void)
+{
+	if (patient)
+		usleep(50000);
+}
+
+/* Does everything in a process of its own, of which nothing is left, and tells
+   whether the fault showed. */
+static int once(int round, int (*run)(void))
+{
+	int status;
+	pid_t child;
+
+	fflush(stdout);
+	patient = round % 2 == 0;
+	child = must("fork", fork());
+	if (child == 0)
+		exit(run());
+	must("waitpid", waitpid(child, &status, 0));
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 125)
+		exit(125);
+	return WIFEXITED(status) && WEXITSTATUS(status) == 1;
+}
+
+static void *thread_1(void *unused)
+{
+	wait_for(1);
+	settle();
+	must("shutdown", shutdown(rx, SHUT_RDWR));
+	close(rx);
+	reach(2);
+	return unused;
+}
+
+static int scenario(void)
+{
+	pthread_t threads[1];
+	struct sockaddr_storage to;
+	struct msghdr msg;
+
+	rx = must("socket", socket(AF_INET, SOCK_DGRAM, 0));
+	limit_waits(rx);
+	must("bind", bind(rx, (struct sockaddr *)&to, address(&to, "127.0.0.1", 0)));
+	tx = must("socket", socket(AF_INET, SOCK_DGRAM, 0));
+	watched = tx;
+	set_option(tx, SOL_SOCKET, SO_ZEROCOPY, 1);
+	port = port_of(rx);
+	must("connect", connect(tx, (struct sockaddr *)&to, address(&to, "127.0.0.1", port)));
+	memset(data, 0, 1000);
+	sent(tx, send_data(tx, data, 1000, MSG_ZEROCOPY), 1);
+	check("sendmsg", "1000");
+	memset(data, 0, 1000);
+	sent(tx, send_data(tx, data, 1000, MSG_ZEROCOPY), 1);
+	check("sendmsg", "1000");
+	start(&threads[0], thread_1);
+	memcpy(data, "x", 1);
+	reach(1);
+	iov[0] = (struct iovec){ data, 1 };
+	msg = (struct msghdr){ .msg_iov = iov, .msg_iovlen = 1 };
+	msg.msg_control = control;
+	add_request(&msg, 1, 1);
+	result(sendmsg(tx, &msg, 0));
+	answer(tx, control, 32);
+	check("sendmsg", "-1, errno 104; 1/81 size 1: -");
+	wait_for(2);
+	read_message(tx, 2048, 512, MSG_ERRQUEUE, 0);
+	check("recvmsg", "-1, errno 11");
+	collect(tx);
+	pthread_join(threads[0], NULL);
+
+	return !exactly_once();
+}
+
+int main(void)
+{
+	int round, shown = 0;
+
+	for (round = 0; round < 6; round++) {
+		shown += once(round, scenario);
+	}
+	if (shown) {
+		printf("the fault showed in %d of 6 rounds\n", shown);
+		puts("FAULT: 2 sends, each to be notified exactly once: 0-1 missing");
+		return 1;
+	}
+	puts("the fault does not show in 6 rounds");
+	return 0;
+}
