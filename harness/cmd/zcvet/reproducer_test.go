@@ -20,12 +20,26 @@ import (
 func compileReproducer(t *testing.T, source string) (program string) {
 	t.Helper()
 	program = filepath.Join(t.TempDir(), strings.TrimSuffix(filepath.Base(source), ".c"))
-	output, err := exec.CommandContext(t.Context(), "gcc", "-static", "-Wall", "-Wextra", "-Werror", "-s", "-o", program, source).CombinedOutput()
+	text, err := os.ReadFile(source)
 	if err != nil {
-		text, _ := os.ReadFile(source)
+		t.Fatal(err)
+	}
+	output, err := exec.CommandContext(t.Context(), "gcc", append(flags(t, text), "-Wall", "-Wextra", "-Werror", "-s", "-o", program, source)...).CombinedOutput()
+	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, output, text)
 	}
 	return program
+}
+
+// flags are those that a program says it is to be compiled with.
+func flags(t *testing.T, source []byte) []string {
+	t.Helper()
+	_, command, _ := bytes.Cut(source, []byte(" gcc "))
+	list, _, found := bytes.Cut(command, []byte(" -o "))
+	if !found {
+		t.Fatalf("the program does not say how to compile it:\n%s", source)
+	}
+	return strings.Fields(string(list))
 }
 
 // inShell runs lines in the shell of a machine, one at a time, and returns the
@@ -75,6 +89,9 @@ func TestReproducersOnMutants(t *testing.T) {
 			"scm/fifo,content/fields,poll/error-while-pending,scm/failed-send/shut-down,!nic,!nic-nosg,!veth",
 		},
 		{"range_end_off_by_one", "vsock/shapes"},
+		// Threads that wait for one another, and threads that run freely.
+		{"lost_on_econnreset", "scm/failed-send/reset-while-waiting,!nic,!nic-nosg,!veth"},
+		{"not_dequeued", "scm/many-threads,!nic,!nic-nosg,!veth"},
 	} {
 		got := zcvet(t, "mutate", "--kernel", "6.12", "--mutant", shown.faults, "--kills", "1", "--suite", shown.by)
 		if got.code != 0 {
