@@ -79,8 +79,9 @@ func Worker() error {
 			Receiver: network.FromFD(workerReceiver),
 			Missing:  told.Missing,
 		},
-		Host:  w,
-		Sweep: w.sweep,
+		Host:   w,
+		Sweep:  w.sweep,
+		Record: os.NewFile(workerTrace, "trace"),
 	}
 	w.environment.Counters = cases.OpenCounters(w.environment.Network)
 	hello.Features = w.environment.Features()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -45,6 +46,9 @@ type Environment struct {
 	// Counters tells what a case left behind; nil looks for nothing. It counts
 	// the namespaces of the network, called sender and receiver.
 	Counters *leak.Counters
+	// Record is the file of the record of system calls, for the tasks that cases
+	// start; nil for none, and their calls are not recorded.
+	Record *os.File
 	// Sweep, if set, closes what a case has left open, before leaks are looked
 	// for.
 	Sweep func() error

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/sys"
@@ -38,7 +40,13 @@ const in32Bit = "in-32-bit"
 type taskOrder struct {
 	Instance   string          `json:"instance"`
 	Parameters link.Parameters `json:"parameters"`
+	// Recorded tells that taskRecord is the record of system calls.
+	Recorded bool `json:"recorded"`
 }
+
+// taskRecord is the descriptor at which a task finds the record that it goes on
+// with, if there is one.
+const taskRecord = 3
 
 // taskReport is what a task answers on its standard output.
 type taskReport struct {
@@ -70,15 +78,22 @@ func (c *Case) inTask() (Case, func(*T)) {
 // result of this case. It ends the case.
 func (t *T) runTask(instance Instance) {
 	t.Helper()
-	order, err := json.Marshal(taskOrder{Instance: instance.ID(), Parameters: t.Parameters})
+	record := t.environment.Record
+	order, err := json.Marshal(taskOrder{Instance: instance.ID(), Parameters: t.Parameters, Recorded: record != nil})
 	t.Check(err, "order for a 32-bit task")
-	sys.Recorder().Mark(trace.Child, nil, "a 32-bit task")
 	var answer, complaints bytes.Buffer
 	command := exec.Command(Agent32, TaskMode, string(order))
 	command.Stdout, command.Stderr = &answer, &complaints
 	// The case's thread outlives the command, the process may not.
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if record != nil {
+		command.ExtraFiles = []*os.File{record}
+		sys.Recorder().Mark(trace.Task, nil)
+	} else {
+		sys.Recorder().Mark(trace.Child, nil, "a 32-bit task")
+	}
 	err = command.Run()
+	sys.Recorder().Continue()
 	for line := range strings.Lines(complaints.String()) {
 		t.Logf("%s", strings.TrimRight(line, "\n"))
 	}
@@ -134,6 +149,11 @@ func runOrder(order taskOrder) (*taskReport, error) {
 			missing[link] = "out of reach of a task"
 		}
 	}
+	if order.Recorded {
+		if err := continueRecord(); err != nil {
+			return nil, err
+		}
+	}
 	environment := &Environment{Network: &network.Network{Sender: here, Receiver: here, Missing: missing}}
 	var lock sync.Mutex
 	report := &taskReport{}
@@ -143,6 +163,20 @@ func runOrder(order taskOrder) (*taskReport, error) {
 		report.Log = append(report.Log, line)
 	})
 	return report, nil
+}
+
+// continueRecord records the calls of this task behind those of the process that
+// started it, which waits meanwhile.
+func continueRecord() error {
+	unix.CloseOnExec(taskRecord)
+	region, err := trace.Map(taskRecord)
+	if err != nil {
+		return err
+	}
+	recorder := trace.NewRecorder(region)
+	recorder.Continue()
+	sys.SetRecorder(recorder)
+	return nil
 }
 
 // probe32Bit starts the 32-bit agent, which does nothing without an order.

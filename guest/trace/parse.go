@@ -111,8 +111,8 @@ func (d *decoder) entry(calls map[uint64]*Call) {
 		call = &Call{Number: int(number)}
 	}
 	switch kind {
-	case entryBegin:
-		call.Began = at
+	case entryBegin, entryBegin32:
+		call.Began, call.Narrow = at, kind == entryBegin32
 		call.Thread = int(d.unsigned())
 		call.Name = string(d.bytes())
 		call.Arguments, call.In = d.scalars(), d.memory()

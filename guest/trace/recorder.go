@@ -16,7 +16,8 @@ import (
 const Size = 128 << 10
 
 // The record begins with a header: the magic, the length of the case's id and
-// the id. Behind it are three segments. The first is filled once, with how the
+// the id, and at its end the number of calls so far and when the case started, in
+// nanoseconds since 1970, for a process that goes on with it. Behind it are three segments. The first is filled once, with how the
 // case began; when it is full, the other two are filled by turns, each emptied
 // before it is used again, so that the last calls are always there. A segment
 // begins with the number of its bytes in use and the number of times it was
@@ -24,7 +25,9 @@ const Size = 128 << 10
 const (
 	magic         = "zcvetrc1"
 	headerSize    = 512
-	maxID         = headerSize - len(magic) - 4
+	offsetNumber  = headerSize - 16
+	offsetStarted = headerSize - 8
+	maxID         = offsetNumber - len(magic) - 4
 	segmentHeader = 8
 	headSize      = 64<<10 - headerSize
 	turnSize      = 32 << 10
@@ -54,7 +57,11 @@ const (
 const (
 	entryBegin byte = 1 + iota
 	entryEnd
+	entryBegin32 // the beginning of a call of a 32-bit task
 )
+
+// entryBeginHere is for the calls of this program.
+var entryBeginHere = map[uintptr]byte{4: entryBegin32, 8: entryBegin}[unsafe.Sizeof(uintptr(0))]
 
 // Recorder writes the record of one case at a time. A nil *Recorder records
 // nothing. It may be used from several goroutines.
@@ -94,6 +101,31 @@ func (r *Recorder) Start(id string) {
 	copy(r.region[len(magic)+4:], id)
 	copy(r.region, magic)
 	r.segment, r.turns, r.number, r.started = 0, 0, 0, time.Now()
+	r.setNumber(0)
+	binary.LittleEndian.PutUint64(r.region[offsetStarted:], uint64(r.started.UnixNano()))
+}
+
+// Continue goes on with a record to which another process may have added calls. Two
+// processes must not write to one at the same time.
+func (r *Recorder) Continue() {
+	if r == nil {
+		return
+	}
+	r.lock.Lock()
+	defer r.lock.Unlock()
+	r.segment, r.turns = 0, 0
+	for i, s := range segments {
+		if turn := binary.LittleEndian.Uint32(r.region[s.start+4:]); turn > r.turns {
+			r.segment, r.turns = i, turn
+		}
+	}
+	r.number = binary.LittleEndian.Uint64(r.region[offsetNumber:])
+	r.started = time.Unix(0, int64(binary.LittleEndian.Uint64(r.region[offsetStarted:])))
+}
+
+func (r *Recorder) setNumber(number uint64) {
+	r.number = number
+	binary.LittleEndian.PutUint64(r.region[offsetNumber:], number)
 }
 
 // Begin records that a call begins, and returns its number for End. Data tells
@@ -106,8 +138,8 @@ func (r *Recorder) Begin(name string, arguments []int64, in []Memory, data int) 
 	r.lock.Lock()
 	defer r.lock.Unlock()
 	number := r.number
-	r.number++
-	e := r.entry(entryBegin, number)
+	r.setNumber(number + 1)
+	e := r.entry(entryBeginHere, number)
 	e = binary.AppendUvarint(e, uint64(unix.Gettid()))
 	e = appendBytes(e, []byte(name))
 	r.append(appendMemory(appendScalars(e, arguments), in, data))
@@ -148,7 +180,7 @@ func Of(source []byte) Memory {
 func (r *Recorder) entry(kind byte, number uint64) []byte {
 	e := append(r.scratch[:0], kind)
 	e = binary.AppendUvarint(e, number)
-	return binary.AppendUvarint(e, uint64(time.Since(r.started)))
+	return binary.AppendUvarint(e, uint64(max(time.Since(r.started), 0)))
 }
 
 // append writes an entry behind the last one, and only then counts it in: who

@@ -30,6 +30,8 @@ func (s Style) Text(c *Call) string {
 		return fmt.Sprintf("-- expected: each of the %d zero-copy sends of %d notified exactly once", c.Argument(2), c.Argument(1))
 	case Host:
 		return fmt.Sprintf("-- NIC: %s %s", c.Text(0), c.Text(1))
+	case Task:
+		return "-- the calls that follow are those of a 32-bit task"
 	case Child:
 		return "-- child process " + c.Text(0) + ", whose calls are not recorded"
 	case Beyond:
@@ -127,7 +129,7 @@ func (s Style) message(c *Call) string {
 	if length(c.In, 1) > 0 {
 		control := fmt.Sprintf("room for %d", c.In[1].Length)
 		if c.Name == "sendmsg" {
-			control = s.Control(c.In[1].Bytes, true)
+			control = s.control(c, c.In[1].Bytes, true)
 		}
 		parts = append(parts, "control=["+control+"]")
 	}
@@ -169,11 +171,11 @@ func (s Style) outcome(c *Call) string {
 		}
 	case "sendmsg":
 		if control := c.Written(); control != nil {
-			more = append(more, "returned ["+s.Control(control, false)+"]")
+			more = append(more, "returned ["+s.control(c, control, false)+"]")
 		}
 	case "recvmsg":
 		if len(c.Out) > 1 && c.Out[1].Length > 0 {
-			more = append(more, "control=["+s.Control(c.Out[1].Bytes, false)+"]")
+			more = append(more, "control=["+s.control(c, c.Out[1].Bytes, false)+"]")
 		}
 		if flags, ok := c.MessageFlagsAfter(); ok && flags != 0 {
 			more = append(more, MessageFlags(flags))
@@ -199,24 +201,46 @@ func (c *Call) Written() []byte {
 	return c.Out[1].Bytes
 }
 
-// Offsets in struct msghdr of a 64-bit task.
 const (
-	msghdrSize            = 56
-	msghdrOffsetFlags     = 48
-	sizeofControlHeader   = 16
-	offsetControlLevel    = 8
-	offsetControlType     = 12
-	alignmentControl      = 8
 	sizeofExtendedError   = 16
 	extendedErrorZerocopy = 5
 )
 
+// Word is the size of a pointer and of a size_t of the task that made the call, in
+// bytes: 4 or 8.
+func (c *Call) Word() int {
+	if c.Narrow {
+		return 4
+	}
+	return 8
+}
+
+// size reads a size_t.
+func (c *Call) size(raw []byte) uint64 {
+	if c.Narrow {
+		return uint64(binary.NativeEndian.Uint32(raw))
+	}
+	return binary.NativeEndian.Uint64(raw)
+}
+
+// HeaderSize is the size of struct msghdr in the task that made the call, in bytes:
+// seven words.
+func (c *Call) HeaderSize() int { return 7 * c.Word() }
+
 // MessageFlagsAfter is msg_flags after the call, if the msghdr could be read.
 func (c *Call) MessageFlagsAfter() (int64, bool) {
-	if len(c.Out) == 0 || len(c.Out[0].Bytes) < msghdrSize {
+	if len(c.Out) == 0 || len(c.Out[0].Bytes) < c.HeaderSize() {
 		return 0, false
 	}
-	return int64(int32(binary.NativeEndian.Uint32(c.Out[0].Bytes[msghdrOffsetFlags:]))), true
+	return int64(int32(binary.NativeEndian.Uint32(c.Out[0].Bytes[6*c.Word():]))), true
+}
+
+// ControlLengthAfter is msg_controllen after the call, if the msghdr could be read.
+func (c *Call) ControlLengthAfter() (uint64, bool) {
+	if len(c.Out) == 0 || len(c.Out[0].Bytes) < c.HeaderSize() {
+		return 0, false
+	}
+	return c.size(c.Out[0].Bytes[5*c.Word():]), true
 }
 
 // ControlMessage is one message of a control buffer.
@@ -225,21 +249,23 @@ type ControlMessage struct {
 	Data        []byte
 }
 
-// ControlMessages splits a control buffer of a 64-bit task; it ends at the first
-// message that makes no sense.
-func ControlMessages(buffer []byte) []ControlMessage {
+// ControlMessages splits a control buffer of the call, struct cmsghdr by struct
+// cmsghdr; it ends at the first message that makes no sense.
+func (c *Call) ControlMessages(buffer []byte) []ControlMessage {
+	word := c.Word()
+	header := uint64(word + 8)
 	var messages []ControlMessage
-	for len(buffer) >= sizeofControlHeader {
-		size := binary.NativeEndian.Uint64(buffer)
-		if size < sizeofControlHeader || size > uint64(len(buffer)) {
+	for uint64(len(buffer)) >= header {
+		size := c.size(buffer)
+		if size < header || size > uint64(len(buffer)) {
 			break
 		}
 		messages = append(messages, ControlMessage{
-			Level: int64(int32(binary.NativeEndian.Uint32(buffer[offsetControlLevel:]))),
-			Type:  int64(int32(binary.NativeEndian.Uint32(buffer[offsetControlType:]))),
-			Data:  buffer[sizeofControlHeader:size],
+			Level: int64(int32(binary.NativeEndian.Uint32(buffer[word:]))),
+			Type:  int64(int32(binary.NativeEndian.Uint32(buffer[word+4:]))),
+			Data:  buffer[header:size],
 		})
-		aligned := (size + alignmentControl - 1) &^ (alignmentControl - 1)
+		aligned := uint64(c.ControlSpace(int(size - header)))
 		if aligned >= uint64(len(buffer)) {
 			break
 		}
@@ -248,13 +274,19 @@ func ControlMessages(buffer []byte) []ControlMessage {
 	return messages
 }
 
-// Control describes a control buffer; request tells that the caller made it.
-func (s Style) Control(buffer []byte, request bool) string {
+// ControlSpace is the room that a control message with so many bytes of data takes
+// (CMSG_SPACE), in bytes.
+func (c *Call) ControlSpace(data int) int {
+	return (c.Word() + 8 + data + c.Word() - 1) &^ (c.Word() - 1)
+}
+
+// control describes a control buffer; request tells that the caller made it.
+func (s Style) control(c *Call, buffer []byte, request bool) string {
 	if buffer == nil {
 		return "unreadable"
 	}
 	var list []string
-	for _, message := range ControlMessages(buffer) {
+	for _, message := range c.ControlMessages(buffer) {
 		switch {
 		case message.Level == unix.SOL_SOCKET && s.Constant != 0 && message.Type == int64(s.Constant):
 			list = append(list, s.notifications(message.Data, request))

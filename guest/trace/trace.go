@@ -23,6 +23,9 @@ type Call struct {
 	Number int
 	// Thread is the id of the thread in the guest.
 	Thread int
+	// Narrow tells that a 32-bit task made it, whose structures have another
+	// layout.
+	Narrow bool
 	// Name is that of the system call, "sendmsg", or one of the marks below.
 	Name string
 	// Arguments are the scalar arguments, in the order of the call. FD arguments
@@ -66,6 +69,8 @@ const (
 	// Host is a call to the host's NIC; In holds the method and its arguments in
 	// JSON.
 	Host = "host"
+	// Task is a 32-bit task, which makes the calls that follow.
+	Task = "task"
 	// Child is a process of its own, whose calls are not recorded; In holds its
 	// name.
 	Child = "child"

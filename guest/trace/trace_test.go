@@ -4,6 +4,7 @@ package trace_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"strings"
 	"testing"
@@ -52,6 +53,60 @@ func TestRecord(t *testing.T) {
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+}
+
+// Two processes write one record in turn, even if the first has filled its beginning.
+func TestContinue(t *testing.T) {
+	for _, calls := range []int{1, 5000} {
+		region := make([]byte, trace.Size)
+		first := trace.NewRecorder(region)
+		first.Start("in/32/bit")
+		for range calls {
+			first.Mark(trace.Task, nil)
+		}
+		second := trace.NewRecorder(region)
+		second.Continue()
+		second.End(second.Begin("close", []int64{6}, nil, 0), 0, 0, nil, nil, 0)
+		first.Continue()
+		first.Mark(trace.Failure, nil, "behind it")
+		record := parse(t, region)
+		if len(record.Calls)+record.Missing != calls+2 {
+			t.Errorf("%d calls and %d missing, of %d", len(record.Calls), record.Missing, calls+2)
+		}
+		last := record.Calls[len(record.Calls)-2:]
+		if last[0].Name != "close" || last[1].Name != trace.Failure || last[1].Began < last[0].Ended {
+			t.Errorf("%d calls: at the end %+v", calls, last)
+		}
+	}
+	var none *trace.Recorder
+	none.Continue()
+}
+
+// The structures of a 32-bit task have another layout.
+func TestNarrow(t *testing.T) {
+	control := make([]byte, 12+20)
+	binary.NativeEndian.PutUint32(control, 12+16)
+	binary.NativeEndian.PutUint32(control[4:], unix.SOL_IP)
+	binary.NativeEndian.PutUint32(control[8:], unix.IP_RECVERR)
+	control[12+4], control[12+12] = 5, 9
+	header := make([]byte, 28)
+	binary.NativeEndian.PutUint32(header[20:], 28)
+	binary.NativeEndian.PutUint32(header[24:], unix.MSG_ERRQUEUE)
+	call := trace.Call{
+		Name: "recvmsg", Narrow: true, Returned: true, Arguments: []int64{3, unix.MSG_ERRQUEUE},
+		Out: []trace.Memory{{Length: 28, Bytes: header}, {Length: 28, Bytes: control[:28]}},
+	}
+	if got := (trace.Style{}).Text(&call); !strings.Contains(got, "zerocopy 0-9") || !strings.Contains(got, "(control=[") || !strings.HasSuffix(got, "MSG_ERRQUEUE)") {
+		t.Error(got)
+	}
+	if length, ok := call.ControlLengthAfter(); !ok || length != 28 {
+		t.Errorf("msg_controllen %d, %v", length, ok)
+	}
+	for data, want := range map[int]int{0: 12, 1: 16, 16: 28} {
+		if got := call.ControlSpace(data); got != want {
+			t.Errorf("%d bytes of data take %d", data, got)
 		}
 	}
 }
@@ -130,6 +185,7 @@ func FuzzParse(f *testing.F) {
 	r.End(r.Begin("sendmsg", []int64{5, 0, 0, 0}, []trace.Memory{trace.Of(nil), trace.Of(make([]byte, 40)), trace.Of([]byte("x"))}, 2), 1, 0, nil,
 		[]trace.Memory{trace.Of(make([]byte, 56)), trace.Of(make([]byte, 40))}, 2)
 	f.Add(uint16(0), region[:2000])
+	f.Add(uint16(512+8+2), []byte{3}) // the call of a 32-bit task
 	f.Fuzz(func(t *testing.T, at uint16, data []byte) {
 		corrupt := bytes.Clone(region)
 		copy(corrupt[int(at)%len(corrupt):], data)
