@@ -36,6 +36,7 @@ func FuzzC(f *testing.F) {
 	f.Add(uint8(0), uint16(520), []byte("*/\"\\"))
 	f.Add(uint8(1), uint16(600), []byte{1})
 	f.Add(uint8(2), uint16(700), []byte{1})
+	f.Add(uint8(0), uint16(512+8+2), []byte{3}) // the first call is of a 32-bit task
 	f.Fuzz(func(t *testing.T, which uint8, at uint16, data []byte) {
 		corrupt := bytes.Clone(regions[int(which)%len(regions)])
 		copy(corrupt[int(at)%len(corrupt):], data)

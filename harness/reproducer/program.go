@@ -40,6 +40,10 @@ type program struct {
 	// messages is how many blocks there were when msg was last used.
 	messages int
 
+	// layout is a call of the task that made them all, for what it says about
+	// structures.
+	layout *trace.Call
+
 	// threads are those of the case; thread and part are where blocks belong.
 	threads *threads
 	thread  int
@@ -466,6 +470,11 @@ func (p *program) setOption(steps []step, i int, fd string) error {
 		}
 	}
 	where := fmt.Sprintf("%s, %s, %s", fd, trace.OptionLevel(level), trace.Option(level, option))
+	if len(value) == 16 && level == unix.SOL_SOCKET && (option == unix.SO_RCVTIMEO || option == unix.SO_SNDTIMEO) {
+		p.setUp(s, fmt.Sprintf("setsockopt(%s, &(struct timeval){ %d, %d }, sizeof(struct timeval))", where,
+			int32(binary.NativeEndian.Uint64(value)), int32(binary.NativeEndian.Uint64(value[8:]))))
+		return nil
+	}
 	if len(value) == 4 {
 		number := int32(binary.NativeEndian.Uint32(value))
 		if s.Errno == 0 && s.Returned && !s.last {
@@ -575,7 +584,7 @@ func (p *program) receiveMessage(s *step, fd string) error {
 				break
 			}
 		}
-		seen += dataSum(data) + ", flags " + hex(after) + received(s.Out[1].Bytes)
+		seen += dataSum(data) + ", flags " + hex(after) + p.received(s.Out[1].Bytes)
 	}
 	with, wait := s.Argument(1), s.Returned && s.Errno == 0
 	if p.unordered() && p.threads.unwatched && s.part == during {
@@ -600,9 +609,9 @@ func isExtendedError(m trace.ControlMessage) bool {
 }
 
 // received is what see_control shows.
-func received(control []byte) string {
+func (p *program) received(control []byte) string {
 	var text strings.Builder
-	for _, m := range trace.ControlMessages(control) {
+	for _, m := range p.layout.ControlMessages(control) {
 		fmt.Fprintf(&text, "; %d/%d", m.Level, m.Type)
 		if isExtendedError(m) {
 			fmt.Fprintf(&text, " errno %d origin %d code %d %d-%d", binary.NativeEndian.Uint32(m.Data), m.Data[4], m.Data[6],

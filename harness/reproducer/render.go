@@ -383,12 +383,19 @@ func (p *program) comment(root bool) string {
 	}
 	write(about + ".")
 	write("")
-	threads := ""
-	if p.threaded() {
-		threads = "-pthread "
+	flags := "-static "
+	if p.layout.Narrow {
+		flags = "-m32 " + flags
 	}
-	write("    gcc -static " + threads + "-o reproducer THIS-FILE && ./reproducer")
+	if p.threaded() {
+		flags += "-pthread "
+	}
+	write("    gcc " + flags + "-o reproducer THIS-FILE && ./reproducer")
 	write("")
+	if p.layout.Narrow {
+		write("It is about 32-bit tasks on a 64-bit kernel. What gcc needs for -m32 is in the package gcc-multilib of Debian and Ubuntu.")
+		write("")
+	}
 	about = "It exits with 1 if the kernel has the fault, with 0 if it has not, and with 125 if that could not be found out, as git bisect run expects."
 	switch {
 	case p.complains():

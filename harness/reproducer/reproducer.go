@@ -46,6 +46,8 @@ func (i Impossible) Error() string { return string(i) }
 
 func impossible(format string, args ...any) error { return Impossible(fmt.Sprintf(format, args...)) }
 
+var errNoCall = impossible("it failed before its first system call")
+
 // Limits of a program that a person reads.
 const (
 	mostBlocks = 200
@@ -70,6 +72,9 @@ func C(about About, record *trace.Record) ([]byte, error) {
 		return nil, err
 	}
 	end := len(calls)
+	if p.layout, err = layoutOf(calls); err != nil {
+		return nil, err
+	}
 	if p.threads, err = threadsOf(calls); err != nil {
 		return nil, err
 	}
@@ -83,6 +88,10 @@ func C(about About, record *trace.Record) ([]byte, error) {
 		p.counting, p.watched = true, last.Argument(1)
 	} else {
 		calls = slices.DeleteFunc(slices.Clone(calls), func(c trace.Call) bool { return c.Name == trace.Expectation })
+	}
+	calls = slices.DeleteFunc(slices.Clone(calls), func(c trace.Call) bool { return c.Name == trace.Task })
+	if len(calls) == 0 {
+		return nil, errNoCall
 	}
 	steps := p.threads.stepsOf(whole(calls))
 	if p.threaded() {
@@ -98,6 +107,21 @@ func C(about About, record *trace.Record) ([]byte, error) {
 	p.thread, p.part = 0, after
 	p.restore(record, end)
 	return p.render()
+}
+
+// layoutOf returns a call that is laid out as all others are.
+func layoutOf(calls []trace.Call) (*trace.Call, error) {
+	is := func(narrow bool) func(c trace.Call) bool {
+		return func(c trace.Call) bool { return !isMark(&c) && c.Narrow == narrow }
+	}
+	narrow := slices.IndexFunc(calls, is(true))
+	switch {
+	case narrow < 0:
+		return &calls[0], nil
+	case slices.ContainsFunc(calls, is(false)):
+		return nil, impossible("it makes calls of a 32-bit task and others")
+	}
+	return &calls[narrow], nil
 }
 
 // lastOf returns the last of the calls that the thread made whose mark comes behind
@@ -146,7 +170,7 @@ func (p *program) relevant(record *trace.Record) (calls []trace.Call, failure st
 	}
 	switch {
 	case len(calls) == 0:
-		return nil, "", impossible("it failed before its first system call")
+		return nil, "", errNoCall
 	case waited:
 		return nil, "", impossible("the case waited for something that no system call shows")
 	}
@@ -185,7 +209,7 @@ func (p *program) violated(calls []trace.Call, expectation *trace.Call) bool {
 }
 
 func isMark(c *trace.Call) bool {
-	return c.Name == trace.Failure || c.Name == trace.Expectation || c.Name == trace.Host || c.Name == trace.Child || c.Name == trace.Beyond
+	return c.Name == trace.Failure || c.Name == trace.Expectation || c.Name == trace.Host || c.Name == trace.Task || c.Name == trace.Child || c.Name == trace.Beyond
 }
 
 // step is a call, or several that were one wait.

@@ -140,6 +140,14 @@ func answer(request []byte, size uint32, elements ...[3]uint32) []byte {
 	return after
 }
 
+// narrow is a control message of a 32-bit task.
+func narrow(level, kind int, data []byte) []byte {
+	message := binary.NativeEndian.AppendUint32(nil, uint32(12+len(data)))
+	message = binary.NativeEndian.AppendUint32(message, uint32(level))
+	message = append(binary.NativeEndian.AppendUint32(message, uint32(kind)), data...)
+	return append(message, make([]byte, (4-len(data)%4)%4)...)
+}
+
 func profile(t testing.TB, abi string) notify.Profile {
 	t.Helper()
 	p, err := notify.NewProfile(abi, 81)
@@ -327,6 +335,29 @@ var programs = map[string]func(t *testing.T) (reproducer.About, *trace.Record){
 		s.End(s.Begin("writefile", nil, []trace.Memory{memory(0, []byte("/proc/sys/net/core/optmem_max")), memory(0, []byte("131072\n"))}, 2), 7, 0, nil, nil, 0)
 		return about(verdict.Fail), s.record()
 	},
+	"narrow": func(t *testing.T) (reproducer.About, *trace.Record) {
+		s := newScript(t)
+		s.Mark(trace.Task, nil)
+		s.pair()
+		value := binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, 1), 500)
+		s.End(s.Begin("setsockopt", []int64{4, unix.SOL_SOCKET, unix.SO_SNDTIMEO}, []trace.Memory{memory(0, value)}, 1), 0, 0, nil, nil, 0)
+		s.sendmsg(4, unix.MSG_ZEROCOPY, memory(0x9000, make([]byte, 100)), nil, nil, 100, 0)
+		header := make([]byte, 28) // struct msghdr of a 32-bit task
+		request := narrow(unix.SOL_IP, unix.IP_TOS, []byte{1})
+		request = append(request, narrow(unix.SOL_SOCKET, 81, append([]byte{1, 0, 0, 0}, bytes.Repeat([]byte{0xa5}, 12)...))...)
+		after := bytes.Clone(request)
+		copy(after[16+12+4:], []byte{0, 0, 0, 0, 0, 0, 0, 0, 0})
+		binary.NativeEndian.PutUint32(header[20:], uint32(len(request)))
+		n := s.Begin("sendmsg", []int64{4, 0, 0, 0}, []trace.Memory{{Bytes: []byte{}}, memory(0xc000, request), memory(0x9000, []byte("x"))}, 2)
+		s.End(n, 1, 0, nil, []trace.Memory{memory(0, header), memory(0xc000, after)}, 2)
+		s.Mark(trace.Failure, nil, "the answer is at another place")
+		record := s.record()
+		for i := range record.Calls {
+			record.Calls[i].Narrow = true
+		}
+		record.Calls[0].Narrow, record.Calls[0].Thread = false, 2 // of the case that started the task
+		return about(verdict.Fail), record
+	},
 	"blocked": func(t *testing.T) (reproducer.About, *trace.Record) {
 		s := newScript(t)
 		s.pair()
@@ -478,6 +509,13 @@ func compile(t *testing.T, source []byte) (program string) {
 	if !found {
 		t.Fatalf("the program does not say how to compile it:\n%s", source)
 	}
+	if bytes.Contains(flags, []byte("-m32")) {
+		empty := exec.CommandContext(t.Context(), "gcc", "-m32", "-static", "-x", "c", "-o", program, "-")
+		empty.Stdin = strings.NewReader("#include <sys/socket.h>\nint main(void) { return 0; }\n")
+		if output, err := empty.CombinedOutput(); err != nil {
+			t.Skipf("gcc makes no 32-bit programs here: %s", output)
+		}
+	}
 	arguments := append(strings.Fields(string(flags)), "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, file)
 	if output, err := exec.CommandContext(t.Context(), "gcc", arguments...).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s\n%s", err, output, source)
@@ -510,6 +548,12 @@ func TestImpossible(t *testing.T) {
 		"second process (forked)": func(s *script) (reproducer.About, *trace.Record) {
 			s.Mark(trace.Child, nil, "forked")
 			return fails(s)
+		},
+		"calls of a 32-bit task and others": func(s *script) (reproducer.About, *trace.Record) {
+			s.pair()
+			of, record := fails(s)
+			record.Calls[2].Narrow = true
+			return of, record
 		},
 		"descriptor": func(s *script) (reproducer.About, *trace.Record) {
 			s.call("listen", 0, 0, 9, 8)

@@ -17,7 +17,6 @@ const (
 	sentinel    = 0xa5 // of package notify, and of the program
 	elementSize = 12   // struct zc_info_elem
 	infoHeader  = 4    // struct zc_info
-	cmsgHeader  = 16   // struct cmsghdr of a 64-bit task
 )
 
 // counted tells whether the kernel says how many elements it has written.
@@ -80,7 +79,7 @@ func (p *program) sendMessage(s *step, fd string) error {
 	}
 	name := "&msg"
 	if header != nil {
-		if at+msghdrSize > header.length {
+		if at+int64(s.HeaderSize()) > header.length {
 			return impossible("it puts the msghdr at the end of a mapping")
 		}
 		if header.restricted() && p.messages > header.taken {
@@ -112,8 +111,6 @@ func (p *program) sendMessage(s *step, fd string) error {
 	p.check(s, seen)
 	return nil
 }
-
-const msghdrSize = 56
 
 // message is one message of a send.
 type message struct {
@@ -242,12 +239,11 @@ func (p *program) sendMessages(s *step, fd string) error {
 // headerAfter is what the kernel left in the msghdr of a send, if that is not what
 // it was given.
 func headerAfter(s *step) (seen string, changed bool) {
-	const controllen = 40 // offset of it
-	if len(s.Out) == 0 || len(s.Out[0].Bytes) < msghdrSize {
+	flags, _ := s.MessageFlagsAfter()
+	length, known := s.ControlLengthAfter()
+	if !known {
 		return "", false
 	}
-	flags, _ := s.MessageFlagsAfter()
-	length := binary.NativeEndian.Uint64(s.Out[0].Bytes[controllen:])
 	return fmt.Sprintf("; msghdr flags %s controllen %d", hex(flags), length), flags != s.Argument(2) || length != uint64(s.In[1].Length)
 }
 
@@ -330,8 +326,8 @@ func (p *program) controlBuffer(control trace.Memory, from int64) (lines []strin
 // gives the very same bytes.
 func (p *program) controlMessages(control []byte) (lines []string, same bool) {
 	var built []byte
-	for _, m := range trace.ControlMessages(control) {
-		built = appendControl(built, m.Level, m.Type, m.Data)
+	for _, m := range p.layout.ControlMessages(control) {
+		built = p.appendControl(built, m.Level, m.Type, m.Data)
 		lines = append(lines, p.controlMessage(m))
 	}
 	return lines, bytes.Equal(built, control)
@@ -365,12 +361,16 @@ func (p *program) controlType(m trace.ControlMessage) string {
 func filler(data []byte) bool { return bytes.Count(data, []byte{sentinel}) == len(data) }
 
 // appendControl does what add_control of the program does.
-func appendControl(buffer []byte, level, kind int64, data []byte) []byte {
-	message := make([]byte, (cmsgHeader+len(data)+7)&^7)
-	binary.NativeEndian.PutUint64(message, uint64(cmsgHeader+len(data)))
-	binary.NativeEndian.PutUint32(message[8:], uint32(level))
-	binary.NativeEndian.PutUint32(message[12:], uint32(kind))
-	copy(message[cmsgHeader:], data)
+func (p *program) appendControl(buffer []byte, level, kind int64, data []byte) []byte {
+	message, word := make([]byte, p.layout.ControlSpace(len(data))), p.layout.Word()
+	if p.layout.Narrow {
+		binary.NativeEndian.PutUint32(message, uint32(word+8+len(data)))
+	} else {
+		binary.NativeEndian.PutUint64(message, uint64(word+8+len(data)))
+	}
+	binary.NativeEndian.PutUint32(message[word:], uint32(level))
+	binary.NativeEndian.PutUint32(message[word+4:], uint32(kind))
+	copy(message[word+8:], data)
 	return append(buffer, message...)
 }
 
@@ -387,7 +387,7 @@ func (p *program) notifications(c *trace.Call) []notification {
 		return nil
 	}
 	for _, piece := range c.Out[min(len(c.Out), truth(c.Name != "sendmmsg")):] {
-		for _, m := range trace.ControlMessages(piece.Bytes) {
+		for _, m := range c.ControlMessages(piece.Bytes) {
 			if c.Name == "recvmsg" {
 				if isExtendedError(m) && m.Data[4] == originZerocopy {
 					add(m.Data[8:])
@@ -429,9 +429,9 @@ func (p *program) eachElement(m trace.ControlMessage, f func(element []byte)) {
 func (p *program) answered(control []byte) string {
 	var text strings.Builder
 	rest := control
-	for _, m := range trace.ControlMessages(control) {
+	for _, m := range p.layout.ControlMessages(control) {
 		fmt.Fprintf(&text, "; %d/%d", m.Level, m.Type)
-		rest = rest[min(len(rest), (cmsgHeader+len(m.Data)+7)&^7):]
+		rest = rest[min(len(rest), p.layout.ControlSpace(len(m.Data))):]
 		switch {
 		case m.Level != unix.SOL_SOCKET || m.Type != int64(p.about.Style.Constant) || m.Type == 0:
 			text.WriteString(sum(",", m.Data))

@@ -78,17 +78,23 @@ func threadsOf(calls []trace.Call) (*threads, error) {
 	var order []int
 	for i := range calls {
 		id := calls[i].Thread
+		if isMark(&calls[i]) { // of a thread that waits for a task, perhaps
+			id = -1
+		}
+		if i == 0 {
+			t.missing += calls[0].Number
+		} else {
+			t.missing += calls[i].Number - calls[i-1].Number - 1
+		}
+		if id < 0 {
+			continue
+		}
 		if _, known := t.of[id]; !known {
 			if len(order) == mostThreads {
 				return nil, impossible("it has more than %d threads", mostThreads)
 			}
 			t.of[id] = len(order)
 			order = append(order, id)
-		}
-		if i == 0 {
-			t.missing += calls[0].Number
-		} else {
-			t.missing += calls[i].Number - calls[i-1].Number - 1
 		}
 	}
 	overlap := make([][]bool, len(order))
@@ -124,13 +130,13 @@ func threadsOf(calls []trace.Call) (*threads, error) {
 		merged[at] = append(merged[at], this)
 		place[this] = at
 	}
-	t.count = len(order)
+	t.count = max(len(order), 1)
 	many := 0 // steps since there are several threads
 	if len(merged) > 1 {
 		steps := t.stepsOf(whole(calls))
 		many = len(steps) - max(0, slices.IndexFunc(steps, func(s step) bool { return s.thread != 0 }))
 	}
-	t.count = len(merged)
+	t.count = max(len(merged), 1)
 	if t.free = t.count > 1 && (many > mostOrdered || t.missing > 0); t.free {
 		// Each loop is one thread's, so only those that overlap with none are
 		// taken together, with the case's own.
