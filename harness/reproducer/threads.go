@@ -131,10 +131,18 @@ func threadsOf(calls []trace.Call) (*threads, error) {
 		place[this] = at
 	}
 	t.count = max(len(order), 1)
-	many := 0 // steps since there are several threads
+	many := 0 // steps while there are several threads
 	if len(merged) > 1 {
-		steps := t.stepsOf(whole(calls))
-		many = len(steps) - max(0, slices.IndexFunc(steps, func(s step) bool { return s.thread != 0 }))
+		first, last := -1, 0
+		for i, s := range t.stepsOf(whole(calls)) {
+			if s.thread == 0 {
+				continue
+			}
+			if last = i; first < 0 {
+				first = i
+			}
+		}
+		many = last - first + 1
 	}
 	t.count = max(len(merged), 1)
 	if t.free = t.count > 1 && (many > mostOrdered || t.missing > 0); t.free {

@@ -366,8 +366,13 @@ static long read_message(int fd, size_t length, size_t control, int flags, int w
 static void collect(int fd)
 {
 	struct pollfd polled = { .fd = fd };
+	socklen_t length;
+	int error;
 
 	do {
+		/* An error of the socket is POLLERR until somebody takes it. */
+		length = sizeof(error);
+		getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
 		while (read_message(fd, 2048, 512, MSG_ERRQUEUE, 0) >= 0)
 			printf("%-20s %s\n", "recvmsg", seen);
 	} while (poll(&polled, 1, 1000) > 0 && polled.revents & POLLERR);

@@ -27,6 +27,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -388,8 +389,13 @@ static int all_notified(void)
 static void collect(int fd)
 {
 	struct pollfd polled = { .fd = fd };
+	socklen_t length;
+	int error;
 
 	do {
+		/* An error of the socket is POLLERR until somebody takes it. */
+		length = sizeof(error);
+		getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
 		while (read_message(fd, 2048, 512, MSG_ERRQUEUE, 0) >= 0)
 			;
 	} while (poll(&polled, 1, all_notified() ? 50 : 1000) > 0 && polled.revents & POLLERR);
@@ -414,10 +420,12 @@ static int once(int round, int (*run)(void))
 	fflush(stdout);
 	(void)round;
 	child = must("fork", fork());
-	if (child == 0)
+	if (child == 0) {
+		alarm(60);
 		exit(run());
+	}
 	must("waitpid", waitpid(child, &status, 0));
-	if (WIFEXITED(status) && WEXITSTATUS(status) == 125)
+	if ((WIFEXITED(status) && WEXITSTATUS(status) == 125) || (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM))
 		exit(125);
 	return WIFEXITED(status) && WEXITSTATUS(status) == 1;
 }

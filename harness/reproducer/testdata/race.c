@@ -29,6 +29,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -263,10 +264,12 @@ static int once(int round, int (*run)(void))
 	fflush(stdout);
 	patient = round % 2 == 0;
 	child = must("fork", fork());
-	if (child == 0)
+	if (child == 0) {
+		alarm(60);
 		exit(run());
+	}
 	must("waitpid", waitpid(child, &status, 0));
-	if (WIFEXITED(status) && WEXITSTATUS(status) == 125)
+	if ((WIFEXITED(status) && WEXITSTATUS(status) == 125) || (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM))
 		exit(125);
 	return WIFEXITED(status) && WEXITSTATUS(status) == 1;
 }
