@@ -91,6 +91,10 @@ func (s Style) arguments(c *Call) []string {
 		return []string{fd, s.message(c), MessageFlags(a(1))}
 	case "sendmmsg", "recvmmsg":
 		return []string{fd, fmt.Sprintf("%d messages", len(c.Arguments)-2), MessageFlags(a(1))}
+	case Request:
+		return s.request(c)
+	case Wait:
+		return []string{fd, fmt.Sprintf("%d ms", a(1))}
 	case "mmap":
 		return []string{fmt.Sprint(a(0)), Protection(a(1)), Mapping(a(2))}
 	case "munmap":
@@ -111,13 +115,14 @@ func (s Style) arguments(c *Call) []string {
 
 func (s Style) message(c *Call) string {
 	var parts []string
-	if length(c.In, 0) > 0 && c.Name == "sendmsg" {
+	sends := c.Name == "sendmsg" || c.Name == Request
+	if length(c.In, 0) > 0 && sends {
 		parts = append(parts, "name="+address(c.In))
 	}
 	var vectors []string
 	for i := 2; i < len(c.In); i++ {
 		text := fmt.Sprint(c.In[i].Length)
-		if c.In[i].Bytes == nil && c.Name == "sendmsg" && c.In[i].Length > 0 {
+		if c.In[i].Bytes == nil && sends && c.In[i].Length > 0 {
 			text += " unreadable"
 		}
 		vectors = append(vectors, text)
@@ -128,12 +133,16 @@ func (s Style) message(c *Call) string {
 	parts = append(parts, "iov=["+strings.Join(vectors, ", ")+"]")
 	if length(c.In, 1) > 0 {
 		control := fmt.Sprintf("room for %d", c.In[1].Length)
-		if c.Name == "sendmsg" {
+		if sends {
 			control = s.control(c, c.In[1].Bytes, true)
 		}
 		parts = append(parts, "control=["+control+"]")
 	}
-	if flags := c.Argument(2); flags != 0 {
+	flags := c.Argument(2)
+	if c.Name == Request {
+		flags = c.Argument(RequestHeaderFlags)
+	}
+	if flags != 0 {
 		parts = append(parts, "msg_flags="+MessageFlags(flags))
 	}
 	return "{" + strings.Join(parts, ", ") + "}"
@@ -143,6 +152,8 @@ func (s Style) outcome(c *Call) string {
 	switch {
 	case !c.Returned:
 		return "? (never returned)"
+	case c.Name == Wait:
+		return s.completion(c)
 	case c.Errno != 0:
 		name := unix.ErrnoName(c.Errno)
 		if name == "" {

@@ -84,6 +84,28 @@ func TestContinue(t *testing.T) {
 	none.Continue()
 }
 
+// What goes through an io_uring stands in the record as if it were calls.
+func TestRing(t *testing.T) {
+	arguments := make([]int64, trace.RequestArguments)
+	arguments[trace.RequestRing], arguments[trace.RequestFD], arguments[trace.RequestOperation] = 7, 5, 9
+	arguments[trace.RequestUserData], arguments[trace.RequestFlags], arguments[trace.RequestMessageFlags] = 3, 4, unix.MSG_ZEROCOPY
+	outcome := make([]int64, trace.CompletionValues)
+	outcome[trace.CompletionUserData], outcome[trace.CompletionResult], outcome[trace.CompletionFlags] = 3, -int64(unix.ECANCELED), 2
+	for want, call := range map[string]trace.Call{
+		"io_uring request(7, number 3, IORING_OP_SENDMSG, 5, {iov=[9]}, MSG_ZEROCOPY, IOSQE_IO_LINK) = 0": {
+			Name: trace.Request, Returned: true, Arguments: arguments, In: []trace.Memory{{}, {}, {Length: 9, Bytes: make([]byte, 9)}},
+		},
+		"io_uring wait(7, 60 ms) = -ECANCELED (number 3, IORING_CQE_F_MORE)": {
+			Name: trace.Wait, Returned: true, Arguments: []int64{7, 60}, Outcome: outcome,
+		},
+		"io_uring wait(7, 0 ms) = nothing": {Name: trace.Wait, Returned: true, Arguments: []int64{7, 0}, Result: -1, Errno: unix.ETIME},
+	} {
+		if got := (trace.Style{}).Text(&call); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+}
+
 // The structures of a 32-bit task have another layout.
 func TestNarrow(t *testing.T) {
 	control := make([]byte, 12+20)
@@ -185,6 +207,9 @@ func FuzzParse(f *testing.F) {
 	r.End(r.Begin("sendmsg", []int64{5, 0, 0, 0}, []trace.Memory{trace.Of(nil), trace.Of(make([]byte, 40)), trace.Of([]byte("x"))}, 2), 1, 0, nil,
 		[]trace.Memory{trace.Of(make([]byte, 56)), trace.Of(make([]byte, 40))}, 2)
 	f.Add(uint16(0), region[:2000])
+	arguments := make([]int64, trace.RequestArguments)
+	r.End(r.Begin(trace.Request, arguments, []trace.Memory{{}, {}, {}}, 2), 0, 0, nil, nil, 0)
+	r.End(r.Begin(trace.Wait, []int64{7, 0}, nil, 0), 0, 0, []int64{1, 2, 3}, []trace.Memory{{}}, 0)
 	f.Add(uint16(512+8+2), []byte{3}) // the call of a 32-bit task
 	f.Fuzz(func(t *testing.T, at uint16, data []byte) {
 		corrupt := bytes.Clone(region)

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zcvet/zcvet/guest/sys"
+	"github.com/zcvet/zcvet/guest/trace"
 )
 
 // Operations (uapi/linux/io_uring.h).
@@ -165,6 +166,9 @@ type Ring struct {
 	submission, completion, requests []byte
 	parameters                       parameters
 	tail                             uint32 // of the submission ring, ours
+	// controls are the control buffers of the requests by their user data, for the
+	// record of system calls.
+	controls map[uint64]trace.Memory
 	// limit is here because the kernel gets its address as a number, and a
 	// stack may move.
 	limit timespec
@@ -179,12 +183,17 @@ type timespec struct{ seconds, nanoseconds int64 }
 // it is switched off.
 func New(requests int) (*Ring, error) {
 	r := &Ring{}
+	recorder := sys.Recorder()
+	call := recorder.Begin("io_uring_setup", []int64{int64(requests)}, nil, 0)
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(requests), uintptr(unsafe.Pointer(&r.parameters)), 0)
+	r.fd = int(fd)
+	if errno != 0 {
+		r.fd = -1
+	}
+	recorder.End(call, int64(r.fd), errno, nil, nil, 0)
 	if errno != 0 {
 		return nil, fmt.Errorf("io_uring_setup: %w", errno)
 	}
-	sys.Beyond("the requests of an io_uring")
-	r.fd = int(fd)
 	unix.CloseOnExec(r.fd)
 	if r.parameters.features&featureExtendedArgument == 0 {
 		_ = r.Close()
@@ -244,6 +253,7 @@ func (r *Ring) Submit(requests ...Request) error {
 	}
 	mask := *word(r.submission, offsets.ringMask)
 	for i := range requests {
+		r.recordRequest(&requests[i])
 		slot := r.tail & mask
 		*(*Request)(unsafe.Pointer(&r.requests[slot*uint32(unsafe.Sizeof(Request{}))])) = requests[i]
 		*word(r.submission, offsets.array+4*slot) = slot
@@ -251,7 +261,9 @@ func (r *Ring) Submit(requests ...Request) error {
 	}
 	// The kernel sees the requests before it sees the new tail.
 	atomic.StoreUint32(word(r.submission, offsets.tail), r.tail)
+	call := sys.Recorder().Begin("io_uring_enter", []int64{int64(r.fd), int64(len(requests))}, nil, 0)
 	submitted, err := r.enter(len(requests), 0, 0, nil)
+	r.recordSubmitted(call, submitted, err)
 	if err != nil {
 		return fmt.Errorf("io_uring_enter: %w", err)
 	}
@@ -265,6 +277,13 @@ func (r *Ring) Submit(requests ...Request) error {
 // to wait it still lets the kernel finish what it has begun. The error is
 // ErrNoCompletion when none came.
 func (r *Ring) Wait(patience time.Duration) (Completion, error) {
+	number := r.recordWait(patience)
+	completion, err := r.wait(patience)
+	r.recordCompletion(number, completion, err)
+	return completion, err
+}
+
+func (r *Ring) wait(patience time.Duration) (Completion, error) {
 	deadline := time.Now().Add(patience)
 	for {
 		if completion, ok := r.next(); ok {
@@ -342,6 +361,7 @@ func (r *Ring) RegisterBuffers(buffers ...[]byte) error {
 		vectors[i].Base = unsafe.SliceData(buffer)
 		vectors[i].SetLen(len(buffer))
 	}
+	sys.Beyond("registered buffers of an io_uring")
 	return r.register(registerBuffers, unsafe.Pointer(unsafe.SliceData(vectors)), len(vectors))
 }
 
