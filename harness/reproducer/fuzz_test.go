@@ -31,11 +31,18 @@ func FuzzC(f *testing.F) {
 		[]trace.Memory{memory(0, make([]byte, 56)), memory(0, make([]byte, 40))}, 2)
 	r.End(r.Begin("recvfrom", []int64{3, 0, 9}, nil, 0), 3, 0, nil, []trace.Memory{memory(0, []byte("abc"))}, 0)
 	r.Mark(trace.Failure, nil, "it \"failed\" */")
-	regions := [][]byte{region, threadsRegion(4), threadsRegion(60)}
+	ring := make([]byte, trace.Size)
+	r = trace.NewRecorder(ring)
+	r.Start("ring")
+	r.End(r.Begin("socket", []int64{unix.AF_INET, unix.SOCK_DGRAM, 0}, nil, 0), 4, 0, nil, nil, 0)
+	(&script{Recorder: r}).ringOfTwo(make([]byte, 32))
+	r.Mark(trace.Failure, nil, "it failed")
+	regions := [][]byte{region, ring, threadsRegion(4), threadsRegion(60)}
 	f.Add(uint8(0), uint16(0), region[:2000])
 	f.Add(uint8(0), uint16(520), []byte("*/\"\\"))
 	f.Add(uint8(1), uint16(600), []byte{1})
 	f.Add(uint8(2), uint16(700), []byte{1})
+	f.Add(uint8(3), uint16(700), []byte{1})
 	f.Add(uint8(0), uint16(512+8+2), []byte{3}) // the first call is of a 32-bit task
 	f.Fuzz(func(t *testing.T, which uint8, at uint16, data []byte) {
 		corrupt := bytes.Clone(regions[int(which)%len(regions)])

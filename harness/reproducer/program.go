@@ -40,6 +40,9 @@ type program struct {
 	// messages is how many blocks there were when msg was last used.
 	messages int
 
+	// rings are the io_urings by the descriptor in the record.
+	rings map[int64]*ring
+
 	// layout is a call of the task that made them all, for what it says about
 	// structures.
 	layout *trace.Call
@@ -253,7 +256,7 @@ func (p *program) call(steps []step, i int) error {
 	for _, argument := range s.Arguments {
 		if argument < math.MinInt32 || argument > math.MaxUint32 {
 			switch s.Name {
-			case "munmap", "mprotect", "sendmsg", "recvmsg", "setrlimit", "capset":
+			case "munmap", "mprotect", "sendmsg", "recvmsg", "setrlimit", "capset", trace.Request:
 			default:
 				return impossible("%s was called with %d", printable(s.Name), argument)
 			}
@@ -279,6 +282,8 @@ func (p *program) call(steps []step, i int) error {
 		return nil
 	case "writefile":
 		return p.writeFile(s)
+	case "io_uring_setup", "io_uring_enter", trace.Request, trace.Wait:
+		return p.uring(s)
 	}
 
 	fd, err := p.fd(a(0))

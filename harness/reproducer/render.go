@@ -97,6 +97,8 @@ var headers = []struct {
 	{"sys/wait.h", regexp.MustCompile(`\bwaitpid\(`)},
 	{"time.h", regexp.MustCompile(`\bsock_extended_err\b`)}, // for the next
 	{"linux/errqueue.h", regexp.MustCompile(`\bsock_extended_err\b`)},
+	{"linux/io_uring.h", regexp.MustCompile(`\bio_uring_sqe\b`)},
+	{"linux/time_types.h", regexp.MustCompile(`\b__kernel_timespec\b`)},
 	{"linux/capability.h", regexp.MustCompile(`\b__user_cap_\w+\b`)},
 	{"linux/vm_sockets.h", regexp.MustCompile(`\bsockaddr_vm\b`)},
 	{"linux/types.h", regexp.MustCompile(`\bSCM_ZC_NOTIFICATION\b`)},
@@ -128,6 +130,18 @@ struct zc_info {
 	struct zc_info_elem	arr[];
 };
 #endif
+`
+
+// ringType is what a program without liburing keeps of an io_uring.
+const ringType = `
+/* Requests to the kernel and completions of them, in memory shared with it. */
+struct ring {
+	int fd;
+	unsigned int tail;
+	struct io_uring_params p;
+	char *submission, *completion;
+	struct io_uring_sqe *requests;
+};
 `
 
 // privileged is what only root may do.
@@ -167,6 +181,9 @@ func (p *program) render() ([]byte, error) {
 	}
 	if used["SCM_ZC_NOTIFICATION"] {
 		fmt.Fprintf(&text, zeroCopyInfo, p.about.Style.Constant)
+	}
+	if used["ring_open"] {
+		text.WriteString(ringType + "\n")
 	}
 	text.WriteString(strings.TrimLeft(body, "\n"))
 	return []byte(text.String()), nil
@@ -287,6 +304,7 @@ func (p *program) main() (string, error) {
 		body = append(body, b.text()...)
 	}
 	var kinds [2][]string
+	var others []string
 	for _, declaration := range p.declared {
 		variable := strings.TrimLeft(declaration[strings.LastIndex(declaration, " ")+1:], "*")
 		if dropUnused(body, variable) {
@@ -294,6 +312,8 @@ func (p *program) main() (string, error) {
 		}
 		if name, isInt := strings.CutPrefix(declaration, "int "); isInt {
 			kinds[0] = append(kinds[0], name)
+		} else if !strings.HasPrefix(declaration, "char ") {
+			others = append(others, declaration+";")
 		} else {
 			kinds[1] = append(kinds[1], strings.TrimPrefix(declaration, "char "))
 		}
@@ -309,6 +329,7 @@ func (p *program) main() (string, error) {
 			lines = append(lines, kind+strings.Join(group, ", ")+";")
 		}
 	}
+	lines = append(lines, others...)
 	if len(lines) > 0 {
 		lines = append(lines, "")
 	}

@@ -66,7 +66,7 @@ func C(about About, record *trace.Record) ([]byte, error) {
 	if record == nil || len(record.Calls) == 0 {
 		return nil, impossible("its system calls are not recorded")
 	}
-	p := &program{about: about, names: make(map[string]int), fds: make(map[int64]string), ports: make(map[uint32]string), buffers: make(map[string]bool)}
+	p := &program{about: about, names: make(map[string]int), fds: make(map[int64]string), ports: make(map[uint32]string), buffers: make(map[string]bool), rings: make(map[int64]*ring)}
 	calls, failure, err := p.relevant(record)
 	if err != nil {
 		return nil, err
@@ -189,13 +189,22 @@ func (p *program) violated(calls []trace.Call, expectation *trace.Call) bool {
 	}
 	notified := make([]int, sends)
 	strays := false
+	about := make(map[asked]int64)
 	for i := range calls {
 		c := &calls[i]
+		if c.Name == trace.Request {
+			about[asked{c.Argument(trace.RequestRing), c.Argument(trace.RequestUserData)}] = c.Argument(trace.RequestFD)
+			continue
+		}
 		if c.Name == "socket" && c.Result == fd {
 			clear(notified)
 			strays = false
 		}
-		if c.Argument(0) != fd || isMark(c) {
+		of := c.Argument(0)
+		if c.Name == trace.Wait && len(c.Outcome) > trace.CompletionUserData {
+			of = about[asked{of, c.Outcome[trace.CompletionUserData]}]
+		}
+		if of != fd || isMark(c) {
 			continue
 		}
 		for _, n := range p.notifications(c) {

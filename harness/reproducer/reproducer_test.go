@@ -126,6 +126,33 @@ func (s *script) errqueue(fd int64, ranges ...uint32) {
 	s.End(n, 0, 0, nil, []trace.Memory{memory(0, header), memory(0, control)}, 2)
 }
 
+// ringOfTwo sends two messages through an io_uring, of which the first has a
+// notification for an answer, and waits for a completion that does not come.
+func (s *script) ringOfTwo(request []byte) {
+	const ring, length = 7, 4096
+	for _, place := range []int64{0x7000, 0x8000, 0x9000, 0xa000, 0xb000} {
+		s.call("mmap", place, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	}
+	s.call("io_uring_setup", ring, 0, 32)
+	for i := range int64(2) {
+		arguments := make([]int64, trace.RequestArguments)
+		arguments[trace.RequestRing], arguments[trace.RequestFD] = ring, 4
+		arguments[trace.RequestOperation], arguments[trace.RequestUserData] = 9, i+1
+		arguments[trace.RequestFlags] = 4 * (1 - i)
+		arguments[trace.RequestMessageFlags] = unix.MSG_ZEROCOPY
+		arguments[trace.RequestAddress] = 0x8000 + i*0x1000
+		in := []trace.Memory{{Bytes: []byte{}}, memory(uint64(0xa000+i*0x1000), request), memory(0x7000, make([]byte, 100))}
+		s.End(s.Begin(trace.Request, arguments, in, 2), 0, 0, nil, nil, 0)
+	}
+	s.call("io_uring_enter", 2, 0, ring, 2)
+	for i, after := range [][]byte{answer(request, 1, [3]uint32{0, 0, 1}), request} {
+		outcome := make([]int64, trace.CompletionValues)
+		outcome[trace.CompletionUserData], outcome[trace.CompletionResult] = int64(i+1), 100
+		s.End(s.Begin(trace.Wait, []int64{ring, 6000}, nil, 0), 0, 0, outcome, []trace.Memory{memory(uint64(0xa000+i*0x1000), after)}, 1)
+	}
+	s.call(trace.Wait, -1, unix.ETIME, ring, 0)
+}
+
 // answer is the control buffer that a request for elements comes back as.
 func answer(request []byte, size uint32, elements ...[3]uint32) []byte {
 	after := bytes.Clone(request)
@@ -358,6 +385,22 @@ var programs = map[string]func(t *testing.T) (reproducer.About, *trace.Record){
 		record.Calls[0].Narrow, record.Calls[0].Thread = false, 2 // of the case that started the task
 		return about(verdict.Fail), record
 	},
+	"ring": func(t *testing.T) (reproducer.About, *trace.Record) {
+		s := newScript(t)
+		s.pair()
+		s.ringOfTwo(profile(t, "v8").Encode(1))
+		s.Mark(trace.Failure, nil, "the second answer was lost")
+		return about(verdict.Fail), s.record()
+	},
+	"ring-once": func(t *testing.T) (reproducer.About, *trace.Record) {
+		s := newScript(t)
+		s.pair()
+		s.ringOfTwo(profile(t, "v8").Encode(1))
+		s.errqueue(4)
+		s.Mark(trace.Expectation, []int64{trace.ExactlyOnce, 4, 2})
+		s.Mark(trace.Failure, nil, "2 sends, each to be notified exactly once: 1 missing")
+		return about(verdict.Fail), s.record()
+	},
 	"blocked": func(t *testing.T) (reproducer.About, *trace.Record) {
 		s := newScript(t)
 		s.pair()
@@ -554,6 +597,27 @@ func TestImpossible(t *testing.T) {
 			of, record := fails(s)
 			record.Calls[2].Narrow = true
 			return of, record
+		},
+		"registered files or buffers": func(s *script) (reproducer.About, *trace.Record) {
+			s.pair()
+			s.call("io_uring_setup", 7, 0, 32)
+			arguments := make([]int64, trace.RequestArguments)
+			arguments[trace.RequestRing], arguments[trace.RequestPriority] = 7, 4
+			s.End(s.Begin(trace.Request, arguments, []trace.Memory{{}, {}}, 2), 0, 0, nil, nil, 0)
+			return fails(s)
+		},
+		"io_uring operation 77": func(s *script) (reproducer.About, *trace.Record) {
+			s.pair()
+			s.call("io_uring_setup", 7, 0, 32)
+			arguments := make([]int64, trace.RequestArguments)
+			arguments[trace.RequestRing], arguments[trace.RequestOperation] = 7, 77
+			s.End(s.Begin(trace.Request, arguments, []trace.Memory{{}, {}}, 2), 0, 0, nil, nil, 0)
+			return fails(s)
+		},
+		"an io_uring that was not opened": func(s *script) (reproducer.About, *trace.Record) {
+			s.pair()
+			s.call("io_uring_enter", 1, 0, 7, 1)
+			return fails(s)
 		},
 		"descriptor": func(s *script) (reproducer.About, *trace.Record) {
 			s.call("listen", 0, 0, 9, 8)

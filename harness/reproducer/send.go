@@ -383,10 +383,15 @@ func (p *program) notifications(c *trace.Call) []notification {
 	add := func(data []byte) {
 		list = append(list, notification{binary.NativeEndian.Uint32(data), binary.NativeEndian.Uint32(data[4:])})
 	}
-	if c.Name != "recvmsg" && c.Name != "sendmsg" && c.Name != "sendmmsg" {
+	first := 1 // behind the msghdr
+	switch c.Name {
+	case "recvmsg", "sendmsg":
+	case "sendmmsg", trace.Wait:
+		first = 0
+	default:
 		return nil
 	}
-	for _, piece := range c.Out[min(len(c.Out), truth(c.Name != "sendmmsg")):] {
+	for _, piece := range c.Out[min(len(c.Out), first):] {
 		for _, m := range c.ControlMessages(piece.Bytes) {
 			if c.Name == "recvmsg" {
 				if isExtendedError(m) && m.Data[4] == originZerocopy {
