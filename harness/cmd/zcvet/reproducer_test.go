@@ -103,6 +103,7 @@ func TestReproducersOnMutants(t *testing.T) {
 		{"lost_on_econnreset", "scm/failed-send/reset-while-waiting,!nic,!nic-nosg,!veth"},
 		// A 32-bit task.
 		{"compat_native_offset,compat_native_alignment", "scm/in-32-bit/empty-send,scm/in-32-bit/other-messages"},
+		{"uring_completions_lost", "scm/io-uring-chain,!nic"},
 		{"not_dequeued", "scm/many-threads,!nic,!nic-nosg,!veth"},
 	} {
 		got := zcvet(t, "mutate", "--kernel", "6.12", "--mutant", shown.faults, "--kills", "1", "--suite", shown.by)
