@@ -3,6 +3,7 @@
 package reproducer_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"github.com/zcvet/zcvet/guest/notify"
 	"github.com/zcvet/zcvet/guest/sys"
 	"github.com/zcvet/zcvet/guest/trace"
+	"github.com/zcvet/zcvet/guest/uring"
 	"github.com/zcvet/zcvet/harness/reproducer"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
@@ -177,6 +179,77 @@ func TestThisMachineThreads(t *testing.T) {
 				t.Errorf("the program exits with %d on a machine without the fault, want 0", code)
 			}
 		})
+	}
+}
+
+// recordRing sends a message through an io_uring of this machine.
+func recordRing(t *testing.T) *trace.Record {
+	t.Helper()
+	s := newScript(t)
+	sys.SetRecorder(s.Recorder)
+	defer sys.SetRecorder(nil)
+	// The ring belongs to the thread that made it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ring, err := uring.New(4)
+	if err != nil {
+		t.Skipf("this kernel has no io_uring for that: %v", err)
+	}
+	defer func() { _ = ring.Close() }()
+	rx, err := sys.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	check(err)
+	defer func() { _ = unix.Close(rx) }()
+	tx, err := sys.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	check(err)
+	defer func() { _ = unix.Close(tx) }()
+	check(sys.Bind(rx, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	name, err := sys.Getsockname(rx)
+	check(err)
+	check(sys.Connect(tx, name))
+	pages, err := notify.Pages(3)
+	check(err)
+	defer func() { _ = pages.Close() }()
+	data := pages.Bytes()[2*notify.PageSize:][:100]
+	copy(data, "through a ring")
+	// The peer is told the time to live, which a control message sets.
+	ttl := notify.AppendControl(nil, unix.SOL_IP, unix.IP_TTL, binary.NativeEndian.AppendUint32(nil, 9))
+	control := append(pages.Bytes()[notify.PageSize:][:0], ttl...)
+	message := &notify.Message{Buffers: [][]byte{data}, Control: control}
+	prepared := message.PrepareAt(pages.Bytes())
+	check(ring.Submit(
+		uring.Request{Op: uring.OpNop, Flags: uring.Link, UserData: 1},
+		uring.Request{Op: uring.OpSendmsg, FD: int32(tx), Address: uring.Address(pages.Bytes()), Length: 1, UserData: 2},
+	))
+	for range 2 {
+		_, err := ring.Wait(10e9)
+		check(err)
+	}
+	runtime.KeepAlive(prepared)
+	_, _, err = sys.Recvfrom(rx, make([]byte, 200), 0)
+	check(err)
+	s.Mark(trace.Failure, nil, "it did what it should")
+	return s.record()
+}
+
+// What went through a ring of this machine goes through that of the program.
+func TestThisMachineRing(t *testing.T) {
+	calls := recordRing(t)
+	if code := exitCode(t, calls); code != 1 {
+		t.Errorf("the program exits with %d on the machine that was recorded, want 1", code)
+	}
+	for i := range calls.Calls {
+		if c := &calls.Calls[i]; c.Name == trace.Wait {
+			c.Outcome[trace.CompletionResult]++
+		}
+	}
+	if code := exitCode(t, calls); code != 0 {
+		t.Errorf("the program exits with %d where the results differ, want 0", code)
 	}
 }
 
