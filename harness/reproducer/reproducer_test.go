@@ -437,6 +437,11 @@ var programs = map[string]func(t *testing.T) (reproducer.About, *trace.Record){
 			s.errqueue(4)
 			s.End(s.Begin("recvfrom", []int64{3, 0, 101}, nil, 0), 100, 0, nil, []trace.Memory{memory(0, make([]byte, 64))}, 0)
 		}
+		// Of the last send of each thread the end is not recorded.
+		for range 3 {
+			s.Begin("sendmsg", []int64{4, unix.MSG_ZEROCOPY, 0, 0},
+				[]trace.Memory{{Bytes: []byte{}}, memory(0xc000, request), memory(0x9000, make([]byte, 100))}, 2)
+		}
 		end := s.calls
 		s.errqueue(4)
 		s.Mark(trace.Expectation, []int64{trace.ExactlyOnce, 4, 90})
@@ -444,7 +449,9 @@ var programs = map[string]func(t *testing.T) (reproducer.About, *trace.Record){
 		record := s.record()
 		for i := begin; i < end; i++ {
 			c := &record.Calls[i]
-			c.Ended = c.Began + 3*time.Microsecond
+			if c.Returned {
+				c.Ended = c.Began + 3*time.Microsecond
+			}
 			c.Thread += []int{1, 2, 3, 4, 4, 0}[(i-begin)%6]
 		}
 		for i := end; i < len(record.Calls); i++ {

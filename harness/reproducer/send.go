@@ -93,13 +93,18 @@ func (p *program) sendMessage(s *step, fd string) error {
 	p.add("%s", strings.Join(append(lines, p.sending(s, fd, call, 1)), "\n"))
 	p.messages = len(p.blocks)
 	seen := result(s.Call)
-	if control.Length > 0 && len(s.Out) > 1 && s.Out[1].Bytes != nil && control.Bytes != nil {
+	returned := len(s.Out) > 1 && s.Out[1].Bytes != nil
+	// A call whose end is not recorded may have been answered all the same, and
+	// what is counted must be complete.
+	if control.Length > 0 && control.Bytes != nil && (returned || p.counting) {
 		of := ""
 		if p.counting {
 			of = fd + ", "
 		}
 		p.more("answer(%s%s, %d);", of, place, control.Length)
-		seen += p.answered(s.Out[1].Bytes)
+		if returned {
+			seen += p.answered(s.Out[1].Bytes)
+		}
 	}
 	if changed {
 		if header != nil {
@@ -216,8 +221,18 @@ func (p *program) sendMessages(s *step, fd string) error {
 	call := fmt.Sprintf("result(sendmmsg(%s, many, %d, %s))", fd, len(messages), flags(s.Argument(1)))
 	lines = append(lines, p.sending(s, fd, call, len(messages)))
 	seen := result(s.Call)
-	for i := range min(len(s.Outcome), len(s.Out), len(messages)) {
+	sent := min(len(s.Outcome), len(s.Out), len(messages))
+	if p.counting && !s.Returned {
+		sent = len(messages) // see sendMessage
+	}
+	for i := range sent {
 		control := messages[i].control()
+		if i >= len(s.Out) || i >= len(s.Outcome) {
+			if control.Length > 0 && control.Bytes != nil {
+				lines = append(lines, fmt.Sprintf("answer(%s, %s, %d);", fd, places[i], control.Length))
+			}
+			continue
+		}
 		lines = append(lines, fmt.Sprintf("see(\"; %%u\", many[%d].msg_len);", i))
 		seen += fmt.Sprintf("; %d", uint32(s.Outcome[i]))
 		if control.Length == 0 || s.Out[i].Bytes == nil || control.Bytes == nil {

@@ -61,8 +61,9 @@ type threads struct {
 	count int
 	// free leaves the order between them open.
 	free bool
-	// missing is how many calls of the case are not recorded.
-	missing int
+	// missing is how many calls of the case are not recorded, complete the number
+	// of the first call from which on all are.
+	missing, complete int
 	// unwatched tells that the answers are not compared.
 	unwatched bool
 	// points is how many moments are waited for.
@@ -84,7 +85,10 @@ func threadsOf(calls []trace.Call) (*threads, error) {
 		if i == 0 {
 			t.missing += calls[0].Number
 		} else {
-			t.missing += calls[i].Number - calls[i-1].Number - 1
+			if gap := calls[i].Number - calls[i-1].Number - 1; gap > 0 {
+				t.missing += gap
+				t.complete = calls[i].Number
+			}
 		}
 		if id < 0 {
 			continue
@@ -217,7 +221,8 @@ func (p *program) arrange(steps []step) error {
 	for thread := range t.count {
 		for i := range steps {
 			if s := &steps[i]; s.thread == thread && !isMark(s.Call) {
-				t.stuck[thread] = !s.Returned
+				// Or its end is among what is missing.
+				t.stuck[thread] = !s.Returned && s.Number >= t.complete
 				if thread != 0 && s.Returned {
 					finished = max(finished, s.end())
 				}

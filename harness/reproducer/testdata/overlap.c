@@ -66,7 +66,7 @@ struct zc_info {
 	struct zc_info_elem	arr[];
 };
 #endif
-#define ZEROCOPY_SENDS 90
+#define ZEROCOPY_SENDS 93
 #define MOST_ELEMENTS 1
 #define MOST_CONTROL 512
 
@@ -443,7 +443,7 @@ static void *thread_2(void *unused)
 	struct msghdr msg;
 	int turn;
 
-	for (turn = 0; turn < 30; turn++) {
+	for (turn = 0; turn < 31; turn++) {
 		memset(data, 0, 100);
 		iov[0] = (struct iovec){ data, 100 };
 		msg = (struct msghdr){ .msg_iov = iov, .msg_iovlen = 1 };
