@@ -187,7 +187,7 @@ func (m mail) failures(run *verdict.Run) {
 	m.line("")
 	switch {
 	case shortest.Evidence.Reproducer != "":
-		m.wrap("", "", "A C program that does this is attached: "+shortest.Evidence.Reproducer)
+		m.wrap("", "", "A C program that does this is attached, and says how to compile it: "+shortest.Evidence.Reproducer)
 		m.line("")
 	case shortest.Evidence.NoReproducer != "":
 		m.wrap("", "", "There is no stand-alone program for it: "+shortest.Evidence.NoReproducer)
