@@ -237,6 +237,7 @@ func (s *modelled) send(op model.Operation) (model.Outcome, error) {
 		return outcome, nil
 	}
 	outcome.Answer, outcome.Unread, err = s.answer(op, message.Control)
+	outcome.Resent = len(outcome.Answer) > 0 && s.Sender.retransmitted()
 	return outcome, err
 }
 
@@ -344,6 +345,7 @@ func (s *modelled) read(count int) (model.Outcome, error) {
 		outcome.Entries = append(outcome.Entries, entry)
 	}
 	s.reuse(outcome.Entries)
+	outcome.Resent = len(outcome.Entries) > 0 && s.Sender.retransmitted()
 	return outcome, nil
 }
 

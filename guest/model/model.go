@@ -50,6 +50,8 @@ type Outcome struct {
 	Unread bool
 	// Entries is what a Read took off the error queue, in order.
 	Entries []notify.Notification
+	// Resent tells that a stream had sent something a second time by then.
+	Resent bool
 }
 
 // Violation is a departure from the model.
@@ -111,6 +113,9 @@ type Model struct {
 	anyStamp  bool
 
 	held, withheld, corked, shut, gone bool
+	// resent tells that a stream has sent something twice. The device may give the
+	// second copy back after the acknowledgement of what comes behind it.
+	resent bool
 	// frames holds, for each datagram the device keeps, the ids in it.
 	frames [][]int
 	// chunks are the ids in the datagram that is not sent yet, chunkBytes its
@@ -227,6 +232,7 @@ func (m *Model) unreadStamps() int {
 // Apply takes an applicable operation and its outcome into the model, or returns
 // a *Violation.
 func (m *Model) Apply(op Operation, outcome Outcome) error {
+	m.resent = m.resent || outcome.Resent
 	switch op.Kind {
 	case Send:
 		return m.sent(op, outcome)
@@ -484,7 +490,7 @@ func (m *Model) readStamp(entry notify.Notification) error {
 			return violation("Z39", "timestamp %d came after timestamp %d", entry.High, m.lastStamp)
 		}
 		for id, send := range m.ids[:stamp.before] {
-			if send.status != told && !(m.config.Stream && m.gone) {
+			if send.status != told && m.ordered() {
 				return violation("Z35", "timestamp %d was read before the notification of send %d, which was queued first: that one is lost, or the order of the error queue is", entry.High, id)
 			}
 		}
@@ -533,10 +539,14 @@ func (m *Model) tell(entry notify.Notification) error {
 	return nil
 }
 
+// ordered tells whether sends complete in order: a stream's do not have to once it
+// was torn down or has sent something again.
+func (m *Model) ordered() bool { return !m.config.Stream || !m.gone && !m.resent }
+
 // inOrder judges the place of a notification: without loss sends complete in
 // order, and both ways of reading begin at the head of the queue.
 func (m *Model) inOrder(entry notify.Notification) error {
-	if m.config.Stream && m.gone {
+	if !m.ordered() {
 		return nil
 	}
 	for id, send := range m.ids[:entry.Low] {

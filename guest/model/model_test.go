@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/zcvet/zcvet/guest/notify"
 )
 
 // configs are the kinds of sockets that R02 runs on.
@@ -213,5 +215,41 @@ func TestFlakyFailureIsNotShrunk(t *testing.T) {
 	}
 	if report.Failure == nil || !report.Failure.Original || len(report.Failure.Operations) != report.Failure.Length {
 		t.Errorf("the whole sequence was expected, and that it fails only sometimes:\n%v", report.Failure)
+	}
+}
+
+// TestOrderAfterARetransmission has the notification of the first of three sends come
+// last, or that of the first with a timestamp behind it.
+func TestOrderAfterARetransmission(t *testing.T) {
+	zerocopy := func(low, high uint32) notify.Notification {
+		return notify.Notification{Origin: notify.OriginZerocopy, Low: low, High: high, Way: notify.ErrorQueue}
+	}
+	for _, test := range []struct {
+		name    string
+		entries []notify.Notification
+	}{
+		{"a later send first", []notify.Notification{zerocopy(1, 2), zerocopy(0, 0)}},
+		{"a timestamp first", []notify.Notification{{Origin: notify.OriginTimestamping, High: 3, Way: notify.ErrorQueue}, zerocopy(0, 2)}},
+	} {
+		for _, resent := range []bool{false, true} {
+			m := New(configs["tcp-nic"])
+			var err error
+			apply := func(op Operation, outcome Outcome) {
+				if err == nil {
+					err = m.Apply(op, outcome)
+				}
+			}
+			for range 3 {
+				apply(Operation{Kind: Send, Size: 1, Zerocopy: true}, Outcome{Sent: 1})
+			}
+			apply(Operation{Kind: Stamp}, Outcome{Sent: 1})
+			m.Settled()
+			apply(Operation{Kind: Read, Count: 1}, Outcome{Entries: test.entries[:1], Resent: resent})
+			apply(Operation{Kind: Read, Count: 1}, Outcome{Entries: test.entries[1:], Resent: resent})
+			violation, violated := errors.AsType[*Violation](err)
+			if violated == resent || violated && violation.Rule != "Z35" {
+				t.Errorf("%s, resent %t: %v", test.name, resent, err)
+			}
+		}
 	}
 }
