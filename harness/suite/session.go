@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,8 +42,8 @@ type session struct {
 	shown   string // the case the console is at; only the console reader uses it
 	// complained has one element while the console has shown something new.
 	complained chan struct{}
-	lock       sync.Mutex // guards the fields below, which the console reader writes
-	found      []splat.Splat
+	lock       sync.Mutex    // guards the fields below, which the console reader writes
+	found      []splat.Splat // which is not in the result yet
 	lastLine   time.Time
 	unreadable bool // found says so
 	// said is what the console has shown of each case, until the case is over.
@@ -56,7 +57,6 @@ type session struct {
 
 	// history is which case began when.
 	history []event
-	kept    int // how many of found are in the result already
 	tainted uint64
 }
 
@@ -201,15 +201,29 @@ func (s *session) collect(err error) {
 func (s *session) fresh() []splat.Splat {
 	s.lock.Lock()
 	defer s.lock.Unlock()
-	return slices.Clone(s.found[s.kept:])
+	return slices.Clone(s.found)
 }
 
-// keepSplats moves what the console of s has said into the result.
-func (r *runner) keepSplats(s *session) []splat.Splat {
-	fresh := s.fresh()
-	s.kept += len(fresh)
-	r.result.Splats = append(r.result.Splats, fresh...)
-	return fresh
+// keepSplats moves what the console of s has said into the result, but for what it
+// says of a case that is still to end: the guest is ahead of the link at times.
+func (r *runner) keepSplats(s *session) {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	s.found = slices.DeleteFunc(s.found, func(said splat.Splat) bool {
+		if c := r.find(said.Case); c != nil && c.Status == "" {
+			return false
+		}
+		r.result.Splats = append(r.result.Splats, said)
+		return true
+	})
+}
+
+// keepRest moves everything into the result, when the machine has come to its end.
+func (r *runner) keepRest(s *session) {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	r.result.Splats = append(r.result.Splats, s.found...)
+	s.found = nil
 }
 
 // fatal tells whether a machine that printed this is of no further use: what ran
@@ -261,11 +275,13 @@ func (s *session) settle(ctx context.Context, patience time.Duration) {
 }
 
 // awaitHello waits for the agent. Its errors are of class Boot and carry the end
-// of the console.
+// of the console, and of what PID 1 says of a worker that is late.
 func (s *session) awaitHello(ctx context.Context) (*link.Hello, error) {
+	var said []string
 	failed := func(format string, args ...any) error {
 		s.flush()
-		return fault.New(fault.Boot, format, args...).WithOutput(s.runner.console.tail())
+		output := append([]string{s.runner.console.tail()}, said[max(0, len(said)-tailLines):]...)
+		return fault.New(fault.Boot, format, args...).WithOutput(strings.Join(output, "\n"))
 	}
 	limit := time.NewTimer(s.runner.Patience.Boot)
 	defer limit.Stop()
@@ -312,6 +328,12 @@ func (s *session) awaitHello(ctx context.Context) (*link.Hello, error) {
 						WithAdvice("build both from the same tree")
 				}
 				return &hello, nil
+			case link.KindLog:
+				log, err := link.Decode[link.Log](got.message)
+				if err != nil {
+					return nil, failed("the guest agent: %w", err)
+				}
+				said = append(said, log.Line)
 			case link.KindFatal:
 				fatal, err := link.Decode[link.Fatal](got.message)
 				if err != nil {
@@ -583,30 +605,27 @@ func (w *watch) complaint(ctx context.Context) error {
 			return lost("%s", complaint.Title)
 		}
 	}
-	if w.current == nil && len(w.blamePast(nil)) == 0 {
+	if w.current == nil {
+		w.blamePast(nil)
 		w.keepSplats(w.session)
 	}
 	return nil
 }
 
 // blamePast fails the cases that had passed before the kernel complained of what
-// they did, and returns the complaints about a case that is still to end: the one
-// given, or one that the console has shown and the link has not.
-func (w *watch) blamePast(ending *verdict.Case) []splat.Splat {
-	return slices.DeleteFunc(w.session.fresh(), func(complaint splat.Splat) bool {
-		c := w.find(complaint.Case)
-		if c == nil {
-			return ending == nil
-		}
-		if c == ending || c.Status == "" {
-			return false
-		}
-		if c.Status == verdict.Pass {
+// they did, and returns the complaints about the case that is ending. What belongs
+// to no case is put down to that, too.
+func (w *watch) blamePast(ending *verdict.Case) (complaints []splat.Splat) {
+	for _, complaint := range w.session.fresh() {
+		switch c := w.find(complaint.Case); {
+		case c == ending || c == nil:
+			complaints = append(complaints, complaint)
+		case c.Status == verdict.Pass:
 			c.Status = verdict.Fail
 			c.Detail = "kernel splat after the case: " + complaint.Title
 		}
-		return true
-	})
+	}
+	return complaints
 }
 
 // crashed gives the status crash to the case that a fatal splat belongs to, and
@@ -691,13 +710,14 @@ func (w *watch) hang(ctx context.Context, reason string) error {
 // finish gives the case that runs its result, moves the splats over and keeps the
 // NIC's evidence of a failure.
 func (w *watch) finish(status verdict.Status, detail string) {
-	w.keepSplats(w.session)
 	c, started := w.current, w.started
 	w.current, w.started = nil, time.Now()
 	if c == nil {
+		w.keepSplats(w.session)
 		return
 	}
 	c.Status, c.Detail = status, detail
+	w.keepSplats(w.session)
 	if c.MS == 0 {
 		c.MS = time.Since(started).Milliseconds()
 	}

@@ -292,6 +292,7 @@ func (r *runner) runAll(ctx context.Context) error {
 				return err
 			}
 		} else if err != nil {
+			r.keepRest(r.session)
 			r.close()
 			if r.gathers() {
 				r.miss("a machine took along what its kernel had gathered: %v", err)
@@ -366,7 +367,7 @@ func (r *runner) shutdown(ctx context.Context) error {
 	}
 	r.harvest(ctx, s)
 	err := s.powerOff(ctx)
-	r.keepSplats(s)
+	r.keepRest(s)
 	s.close()
 	r.session = nil
 	if ctx.Err() != nil {

@@ -489,6 +489,9 @@ func TestBootFailures(t *testing.T) {
 			if !strings.Contains(classed.Output, test.lab.boot[0]) {
 				t.Errorf("the console is not shown: %q", classed.Output)
 			}
+			if test.name == "silence" && !strings.Contains(classed.Output, "\nthe worker waits in do_futex") {
+				t.Errorf("what PID 1 says is not shown: %q", classed.Output)
+			}
 		})
 	}
 }
@@ -624,5 +627,35 @@ func TestAgentThatSkipsItsWork(t *testing.T) {
 	want := map[string]verdict.Status{"a": "", "b": verdict.Pass}
 	if diff := cmp.Diff(want, statuses(result)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// TestComplaintOfTheNextCase has the console be a case ahead of the link: the kernel
+// complains of the next case before the end of the one before has arrived.
+func TestComplaintOfTheNextCase(t *testing.T) {
+	lab := &laboratory{instances: []string{"a", "b", "c"}, behaviour: map[string]behaviour{
+		"a": func(vm *fakeVM, conn *link.Conn, id string) {
+			vm.console("[    4.000000] " + link.EndMark)
+			vm.console("[    4.100000] " + link.StartMark("b"))
+			for _, line := range warning {
+				vm.console(line)
+			}
+			vm.console("[    4.200000] " + link.EndMark)
+			_ = conn.Send(link.KindCaseEnd, link.CaseEnd{ID: id, Status: "pass"})
+		},
+		"b": func(_ *fakeVM, conn *link.Conn, id string) {
+			_ = conn.Send(link.KindCaseEnd, link.CaseEnd{ID: id, Status: "pass"})
+		},
+	}}
+	result, err := run(t, lab, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]verdict.Status{"a": verdict.Pass, "b": verdict.Fail, "c": verdict.Pass}
+	if diff := cmp.Diff(want, statuses(result)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if len(result.Splats) != 1 || result.Splats[0].Case != "b" {
+		t.Errorf("splats %+v, want one of b", result.Splats)
 	}
 }
