@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -27,9 +26,9 @@ import (
 const (
 	// killPatience is how long a worker gets to die, at a TimeScale of 1.
 	killPatience = 2 * time.Second
-	// readyPatience bounds the start of a worker, which is never scaled: even
-	// a debug kernel under emulation starts a process in a second or two.
-	readyPatience = 30 * time.Second
+	// readyPatience is how long a fresh worker may be silent before PID 1 says
+	// where it is, and says so again. When to give up is for the host to know.
+	readyPatience = 10 * time.Second
 	// lookInterval is how often PID 1 looks whether the case takes too long.
 	lookInterval = 2 * link.HeartbeatInterval
 	// statusTimeout is the status that only PID 1 can give a case.
@@ -196,8 +195,13 @@ func (a *Agent) look() error {
 	if w == nil {
 		return nil
 	}
-	if w.sheet.ready.Load() == 0 && link.Now()-w.started > a.readyPatience {
-		return fmt.Errorf("a fresh worker is silent for %v; %s", a.readyPatience, strings.Join(a.system.Stacks(w.pid), "; "))
+	if w.sheet.ready.Load() == 0 && link.Now()-w.heard > a.readyPatience {
+		w.heard = link.Now()
+		a.output("", fmt.Sprintf("a fresh worker is silent for %v", w.heard-w.started))
+		for _, line := range a.system.Stacks(w.pid) {
+			a.output("", line)
+		}
+		return nil
 	}
 	if s := w.sheet.current(); s.id != "" && link.Now()-s.began > s.limit {
 		return a.timeOut(s)

@@ -432,35 +432,27 @@ func TestWorkerThatCannotBeKilledIsFatal(t *testing.T) {
 	}
 }
 
-func TestFreshWorkerThatFailsIsFatal(t *testing.T) {
-	for _, test := range []struct {
-		name   string
-		script func(w *fakeWorker)
-		want   []string
-	}{
-		{"dies", func(w *fakeWorker) {
-			_, _ = w.out.WriteString("worker: no such luck\n")
-			w.die(exited2)
-		}, []string{"exit code 2", "no such luck"}},
-		{"is silent", func(w *fakeWorker) { w.sleep() }, []string{"silent", "stack of 100"}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			h := serveWith(t, newFakeSystem(t, test.script), func(a *Agent) {
-				if test.name == "is silent" {
-					a.readyPatience = time.Nanosecond
-				}
-			})
-			fatal := decode[link.Fatal](t, h.next(link.KindFatal))
-			for _, want := range test.want {
-				if !strings.Contains(fatal.Error, want) {
-					t.Errorf("fatal %q lacks %q", fatal.Error, want)
-				}
-			}
-			if err := <-h.served; err == nil {
-				t.Error("serve returned nil")
-			}
-		})
+func TestFreshWorkerThatDiesIsFatal(t *testing.T) {
+	h := serve(t, newFakeSystem(t, func(w *fakeWorker) {
+		_, _ = w.out.WriteString("worker: no such luck\n")
+		w.die(exited2)
+	}))
+	if fatal := decode[link.Fatal](t, h.next(link.KindFatal)); !strings.Contains(fatal.Error, "exit code 2") || !strings.Contains(fatal.Error, "no such luck") {
+		t.Errorf("fatal %q", fatal.Error)
 	}
+	if err := <-h.served; err == nil {
+		t.Error("serve returned nil")
+	}
+}
+
+func TestFreshWorkerThatIsSilent(t *testing.T) {
+	h := serveWith(t, newFakeSystem(t, func(w *fakeWorker) { w.sleep() }), func(a *Agent) { a.readyPatience = time.Nanosecond })
+	for _, want := range []string{"a fresh worker is silent for ", "stack of 100", "a fresh worker is silent for "} {
+		if said := decode[link.Log](t, h.next(link.KindLog)); said.ID != "" || !strings.HasPrefix(said.Line, want) {
+			t.Errorf("log %+v, want %q", said, want)
+		}
+	}
+	h.shutdown()
 }
 
 // TestOutputIsBounded has a case print more than is kept, and the next one less.

@@ -32,6 +32,8 @@ const (
 type workerProcess struct {
 	pid     int
 	started time.Duration // by link.Now
+	// heard is when it was last said that it is silent, or started.
+	heard time.Duration
 	// setup is the pipe through which it hears of the network.
 	setup *os.File
 	sheet *timesheet
@@ -54,6 +56,7 @@ func (a *Agent) launch() (err error) {
 		}
 	}()
 	w := &workerProcess{started: link.Now()}
+	w.heard = w.started
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return err
