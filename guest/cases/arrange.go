@@ -5,6 +5,7 @@ package cases
 import (
 	"encoding/binary"
 	"errors"
+	"io/fs"
 	"net/netip"
 	"os"
 	"strconv"
@@ -314,6 +315,20 @@ func (t *T) transmitted() uint64 {
 func (t *T) probeForLoss() {
 	t.Helper()
 	t.Check(changeSysctl(t, SenderEnd, "net/ipv4/tcp_early_retrans", "3"), "switch tail loss probes on")
+}
+
+// resendLate has the streams of the case wait ten seconds for an acknowledgement
+// before they send again, where the kernel has a setting for it (since 6.11): 200 ms
+// are short for a machine that is busy elsewhere. It ends the case.
+func (t *T) resendLate() {
+	t.Helper()
+	if t.Proto != TCP {
+		return
+	}
+	err := changeSysctl(t, SenderEnd, "net/ipv4/tcp_rto_min_us", "10000000")
+	if !errors.Is(err, fs.ErrNotExist) {
+		t.Check(err, "raise the least retransmission time-out")
+	}
 }
 
 // disturb adds rules for what the sender transmits, and returns the check that

@@ -34,6 +34,7 @@ var _ = add(Case{
 	Covers: []string{"Z60", "Z11"},
 	Axes:   OnNIC,
 }, func(t *T) {
+	t.resendLate()
 	pair := t.Pair(noDelay)
 	limitOptmem(t, tightOptmem)
 	release := withholdCompletions(t)
@@ -76,8 +77,9 @@ func withholdCompletions(t *T) (release func()) {
 // sendUntilRefused makes small zero-copy sends until one is refused with ENOBUFS,
 // and returns the data of the others. It ends the case when none is.
 //
-// It waits for nothing meanwhile: a stream that has to send again, because the
-// acknowledgements are kept back for too long, puts what follows into one segment.
+// It waits for nothing meanwhile: a stream that sends again, because the
+// acknowledgements are kept back for too long, puts what follows into one segment,
+// which is charged once.
 func sendUntilRefused(t *T, pair *Pair) (sent [][]byte) {
 	t.Helper()
 	for sends := range mostSends {
