@@ -57,7 +57,7 @@ test: $(ZCVET) ## the project's own tests, those with virtual machines too
 	$(call deps,test)
 	go vet $(TESTPACKAGES)
 	kernel=$(if $(filter -short,$(TESTFLAGS)),,$$($(ZCVET) build --series none)) && \
-	ZCVET_TEST_KERNEL=$$kernel go test -race -timeout 30m $(TESTFLAGS) $(TESTPACKAGES)
+	ZCVET_TEST_KERNEL=$$kernel go test -race -timeout 60m $(TESTFLAGS) $(TESTPACKAGES)
 
 # The kernels of these take many minutes to build the first time.
 .PHONY: test-configs
