@@ -75,11 +75,7 @@ func ask[T any](ctx context.Context, s *session, kind link.Kind, patience time.D
 			return answer, fmt.Errorf("the guest did not answer within %v", patience)
 		case <-s.vm.Done():
 			return answer, errors.New("the machine ended")
-		case got, open := <-s.messages:
-			if !open {
-				s.messages = nil
-				continue
-			}
+		case got := <-s.messages:
 			if got.err != nil {
 				return answer, got.err
 			}

@@ -30,9 +30,10 @@ type session struct {
 	conn       *link.Conn // to PID 1
 	cases      *link.Conn // to the worker
 
-	// messages are what both say. It is closed when the links have ended with
-	// their machine, and nil once that was seen.
+	// messages are what both say. Silent is closed when the links have ended with
+	// their machine, and all was taken.
 	messages chan received
+	silent   chan struct{}
 	readers  sync.WaitGroup
 	closed   chan struct{}
 	// read is how many frames of the worker have been dealt with.
@@ -74,6 +75,7 @@ func newSession(r *runner, processors int) *session {
 		read:       1, // its Hello, which awaitHello takes, or has taken before a snapshot
 		processors: processors,
 		messages:   make(chan received),
+		silent:     make(chan struct{}),
 		closed:     make(chan struct{}),
 		complained: make(chan struct{}, 1),
 		marked:     make(chan struct{}, 1),
@@ -90,7 +92,7 @@ func (s *session) attach(vm VM, conn, cases *link.Conn) {
 	s.readers.Go(func() { s.listen(cases, true) })
 	go func() {
 		s.readers.Wait()
-		close(s.messages)
+		close(s.silent)
 	}()
 }
 
@@ -254,12 +256,9 @@ func (s *session) settle(ctx context.Context, patience time.Duration) {
 			return
 		case <-s.vm.Done():
 			return
-		case _, open := <-s.messages:
+		case <-s.messages:
 			// What the agent says of a machine that is given up is not wanted,
 			// but it must not block the link.
-			if !open {
-				s.messages = nil
-			}
 		case <-tick.C:
 			s.lock.Lock()
 			last := s.lastLine
@@ -309,11 +308,7 @@ func (s *session) awaitHello(ctx context.Context) (*link.Hello, error) {
 				return nil, failed("the machine ended before the guest agent was ready: %w", err)
 			}
 			return nil, failed("the machine powered off before the guest agent was ready")
-		case got, open := <-s.messages:
-			if !open {
-				s.messages = nil
-				continue
-			}
+		case got := <-s.messages:
 			if got.err != nil {
 				return nil, failed("the guest agent: %w", got.err)
 			}
@@ -361,10 +356,7 @@ func (s *session) powerOff(ctx context.Context) error {
 		case <-s.vm.Done():
 			s.flush()
 			return s.vm.Err()
-		case _, open := <-s.messages:
-			if !open {
-				s.messages = nil
-			}
+		case <-s.messages:
 		}
 	}
 }
@@ -426,11 +418,7 @@ func (w *watch) run(ctx context.Context) error {
 		case <-w.life.C:
 			return w.hang(ctx, "the machine has had the time of all its cases")
 
-		case got, open := <-s.messages:
-			if !open {
-				s.messages = nil
-				continue
-			}
+		case got := <-s.messages:
 			if got.err != nil {
 				w.finish(verdict.Fail, got.err.Error())
 				return lost("%v", got.err)
@@ -668,11 +656,10 @@ func (w *watch) gone(ctx context.Context) error {
 func (w *watch) readRest(ctx context.Context) {
 	limit := time.NewTimer(w.Patience.Backtrace)
 	defer limit.Stop()
-	for w.session.messages != nil {
+	for {
 		select {
-		case got, open := <-w.session.messages:
-			if !open || got.err != nil {
-				w.session.messages = nil
+		case got := <-w.session.messages:
+			if got.err != nil {
 				return
 			}
 			switch got.message.Kind {
@@ -681,6 +668,8 @@ func (w *watch) readRest(ctx context.Context) {
 					return
 				}
 			}
+		case <-w.session.silent:
+			return
 		case <-limit.C:
 			return
 		case <-ctx.Done():
