@@ -3,16 +3,14 @@
 package agent
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"sync/atomic"
 	"time"
 	"unsafe"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/zcvet/zcvet/guest/link"
+	"github.com/zcvet/zcvet/guest/shared"
 )
 
 // timesheetSize is the size of a timesheet, in bytes.
@@ -46,20 +44,16 @@ type shift struct {
 
 // newTimesheet returns memory for one that can be handed on to other processes.
 func newTimesheet() (*os.File, error) {
-	fd, err := unix.MemfdCreate("timesheet", unix.MFD_CLOEXEC)
+	file, err := shared.New("timesheet", timesheetSize)
 	if err != nil {
 		return nil, fmt.Errorf("memory for the timesheet of a worker: %w", err)
-	}
-	file := os.NewFile(uintptr(fd), "timesheet")
-	if err := file.Truncate(timesheetSize); err != nil {
-		return nil, errors.Join(fmt.Errorf("memory for the timesheet of a worker: %w", err), file.Close())
 	}
 	return file, nil
 }
 
 // mapTimesheet maps the memory of one. It stays mapped.
 func mapTimesheet(fd int) (*timesheet, error) {
-	memory, err := unix.Mmap(fd, 0, timesheetSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	memory, err := shared.Map(fd, timesheetSize)
 	if err != nil {
 		return nil, fmt.Errorf("map the timesheet of a worker: %w", err)
 	}

@@ -125,8 +125,8 @@ func (h *workerHost) expectCase(id, status, detail string) {
 }
 
 const (
-	shared = "counter/shared-by-descriptors/udp/ipv4/lo"
-	onVeth = "counter/consecutive-ids/tcp/ipv4/veth"
+	byDescriptors = "counter/shared-by-descriptors/udp/ipv4/lo"
+	onVeth        = "counter/consecutive-ids/tcp/ipv4/veth"
 )
 
 // TestRealWorker goes the whole way from the host to a case in a process of its own
@@ -139,18 +139,18 @@ func TestRealWorker(t *testing.T) {
 		t.Errorf("hello lacks something: version %d, release %q, %d features, %d instances",
 			hello.Version, hello.Release, len(hello.Features), len(hello.Instances))
 	}
-	h.run(link.Run{Instances: []string{shared, onVeth, "no/such-case"}})
-	h.expectCase(shared, "pass", "")
+	h.run(link.Run{Instances: []string{byDescriptors, onVeth, "no/such-case"}})
+	h.expectCase(byDescriptors, "pass", "")
 	h.expectCase(onVeth, "skip", "nor a veth")
 	h.expectCase("no/such-case", "fail", "no case is called that")
 	if done := decode[link.Done](t, h.next(link.KindDone)); done.Ran != 3 {
 		t.Errorf("%d cases ran", done.Ran)
 	}
-	h.run(link.Run{Instances: []string{shared}})
-	h.expectCase(shared, "pass", "")
+	h.run(link.Run{Instances: []string{byDescriptors}})
+	h.expectCase(byDescriptors, "pass", "")
 	h.next(link.KindDone)
 	var marks strings.Builder
-	for _, id := range []string{shared, onVeth, "no/such-case", shared} {
+	for _, id := range []string{byDescriptors, onVeth, "no/such-case", byDescriptors} {
 		fmt.Fprintf(&marks, "<4>%s\n<4>%s\n", link.StartMark(id), link.EndMark)
 	}
 	if got := h.system.printed(t); got != marks.String() {
@@ -167,7 +167,7 @@ func TestRealWorkerThatIsLost(t *testing.T) {
 		body    any
 		detail  string
 	}{
-		{"a mutant the kernel does not have", link.KindRun, link.Run{Instances: []string{shared}, Parameter: link.Parameters{Mutant: "unheard_of"}}, `"unheard_of"`},
+		{"a mutant the kernel does not have", link.KindRun, link.Run{Instances: []string{byDescriptors}, Parameter: link.Parameters{Mutant: "unheard_of"}}, `"unheard_of"`},
 		{"a run that is none", link.KindRun, 5, "run body"},
 		{"an unexpected message", link.KindHello, nil, "unexpected hello message"},
 		{"a reply nobody waits for", link.KindReply, link.Reply{Number: 4711}, "nobody waits for"},

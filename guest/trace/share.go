@@ -7,19 +7,14 @@ import (
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
+	"github.com/zcvet/zcvet/guest/shared"
 )
 
 // NewFile returns a file in memory that has room for a record and can be handed
 // on to other processes.
 func NewFile() (*os.File, error) {
-	fd, err := unix.MemfdCreate("trace", unix.MFD_CLOEXEC)
+	file, err := shared.New("trace", Size)
 	if err != nil {
-		return nil, fmt.Errorf("memory for the record of system calls: %w", err)
-	}
-	file := os.NewFile(uintptr(fd), "trace")
-	if err := file.Truncate(Size); err != nil {
-		_ = file.Close()
 		return nil, fmt.Errorf("memory for the record of system calls: %w", err)
 	}
 	return file, nil
@@ -27,7 +22,7 @@ func NewFile() (*os.File, error) {
 
 // Map maps the file of a record, for NewRecorder. It stays mapped.
 func Map(fd int) ([]byte, error) {
-	region, err := unix.Mmap(fd, 0, Size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	region, err := shared.Map(fd, Size)
 	if err != nil {
 		return nil, fmt.Errorf("map the record of system calls: %w", err)
 	}
