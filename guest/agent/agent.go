@@ -198,9 +198,7 @@ func (a *Agent) look() error {
 	if w.sheet.ready.Load() == 0 && link.Now()-w.heard > a.readyPatience {
 		w.heard = link.Now()
 		a.output("", fmt.Sprintf("a fresh worker is silent for %v", w.heard-w.started))
-		for _, line := range a.system.Stacks(w.pid) {
-			a.output("", line)
-		}
+		a.showStacks("")
 		return nil
 	}
 	if s := w.sheet.current(); s.id != "" && link.Now()-s.began > s.limit {
@@ -213,26 +211,28 @@ func (a *Agent) look() error {
 // the stacks of all goroutines, which goes into the log.
 func (a *Agent) timeOut(late shift) error {
 	w := a.worker
-	for _, line := range a.system.Stacks(w.pid) {
-		a.output(late.id, line)
-	}
-	_ = a.system.Signal(w.pid, unix.SIGQUIT)
+	a.showStacks(late.id)
 	detail := fmt.Sprintf("not finished after %v, killed; the log has its stacks", late.limit)
 	var status unix.WaitStatus
-	select {
-	case status = <-w.died:
-	case <-time.After(late.grace):
-		_ = a.system.Signal(w.pid, unix.SIGKILL)
-		select {
-		case status = <-w.died:
-		case <-time.After(late.grace):
-			for _, line := range a.system.Stacks(w.pid) {
-				a.output(late.id, line)
-			}
-			return fmt.Errorf("%s: the worker cannot be killed: it is stuck in the kernel (%s)", late.id, detail)
+	dead := false
+	for _, signal := range []unix.Signal{unix.SIGQUIT, unix.SIGKILL} {
+		_ = a.system.Signal(w.pid, signal)
+		if status, dead = w.diesWithin(late.grace); dead {
+			break
 		}
 	}
+	if !dead {
+		a.showStacks(late.id)
+		return fmt.Errorf("%s: the worker cannot be killed: it is stuck in the kernel (%s)", late.id, detail)
+	}
 	return a.bury(status, link.CaseEnd{ID: late.id, Status: statusTimeout, Detail: detail})
+}
+
+// showStacks sends where the kernel has the worker's threads.
+func (a *Agent) showStacks(id string) {
+	for _, line := range a.system.Stacks(a.worker.pid) {
+		a.output(id, line)
+	}
 }
 
 // bury tells the host of the worker's death. End is what is known of it. With an ID,
@@ -260,14 +260,23 @@ func (a *Agent) bury(status unix.WaitStatus, end link.CaseEnd) error {
 		end.Took = link.Now() - last.began
 		end.Trace = packTrace(a.trace)
 		var err error
-		if end.Tainted, err = a.system.Tainted(); err != nil {
-			return fmt.Errorf("read the taint flags: %w", err)
+		if end.Tainted, err = readTainted(a.system); err != nil {
+			return err
 		}
 		if err := printMark(a.console, link.EndMark); err != nil {
 			return err
 		}
 	}
 	return a.host.Send(link.KindLost, link.Lost{CaseEnd: end, Frames: w.sheet.frames.Load()})
+}
+
+// readTainted returns the kernel's taint flags.
+func readTainted(s system) (uint64, error) {
+	flags, err := s.Tainted()
+	if err != nil {
+		return 0, fmt.Errorf("read the taint flags: %w", err)
+	}
+	return flags, nil
 }
 
 // packTrace returns the record of the case that has just ended, nil when there is

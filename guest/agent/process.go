@@ -47,6 +47,16 @@ func (w *workerProcess) tell(told setup) error {
 	return errors.Join(json.NewEncoder(w.setup).Encode(told), w.setup.Close())
 }
 
+// diesWithin waits for the worker's death.
+func (w *workerProcess) diesWithin(patience time.Duration) (status unix.WaitStatus, dead bool) {
+	select {
+	case status = <-w.died:
+		return status, true
+	case <-time.After(patience):
+		return 0, false
+	}
+}
+
 // launch starts the worker and the goroutine that reads what it prints.
 func (a *Agent) launch() (err error) {
 	var handed []*os.File // which the worker has then

@@ -113,19 +113,12 @@ func (kernel) Stacks(pid int) []string {
 	return lines
 }
 
-// taintedFile has the taint flags as a decimal number.
-const taintedFile = "/proc/sys/kernel/tainted"
-
-func parseTainted(text []byte) (uint64, error) {
-	return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-}
-
 func (kernel) Tainted() (uint64, error) {
-	text, err := os.ReadFile(taintedFile)
+	text, err := os.ReadFile("/proc/sys/kernel/tainted")
 	if err != nil {
 		return 0, err
 	}
-	return parseTainted(text)
+	return strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
 }
 
 // PowerOff restarts: a machine without ACPI cannot switch itself off, it would

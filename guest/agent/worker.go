@@ -92,10 +92,7 @@ func Worker() error {
 	w.recorder = trace.NewRecorder(region)
 	sys.SetRecorder(w.recorder)
 	hello.Trace = trace.Pages(region)
-	if w.taintedFD, err = unix.Open(taintedFile, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
-		return fmt.Errorf("%s: %w", taintedFile, err)
-	}
-	if w.tainted, err = w.readTainted(); err != nil {
+	if w.tainted, err = readTainted(kernel{}); err != nil {
 		return err
 	}
 	if err := debugfs.ResetCounters(debugfs.Root); err != nil {
@@ -138,7 +135,6 @@ type worker struct {
 	instances   map[string]cases.Instance
 	firstFree   int
 	recorder    *trace.Recorder
-	taintedFD   int
 	tainted     uint64 // as the last case left the kernel
 
 	lock    sync.Mutex
@@ -274,11 +270,11 @@ func (w *worker) runCase(id string, parameters link.Parameters) error {
 		end.Measurements = result.Measurements
 	}
 	var err error
-	if end.Tainted, err = w.readTainted(); err != nil {
+	if end.Tainted, err = readTainted(kernel{}); err != nil {
 		return err
 	}
 	if end.Status == string(cases.Fail) || end.Tainted != w.tainted {
-		end.Trace = w.recorder.Packed()
+		end.Trace = packTrace(w.environment.Record)
 	}
 	w.tainted = end.Tainted
 	if err := printMark(w.console, link.EndMark); err != nil {
@@ -289,16 +285,6 @@ func (w *worker) runCase(id string, parameters link.Parameters) error {
 	}
 	w.sheet.end()
 	return nil
-}
-
-// readTainted returns the kernel's taint flags.
-func (w *worker) readTainted() (uint64, error) {
-	var text [32]byte
-	n, err := unix.Pread(w.taintedFD, text[:], 0)
-	if err != nil {
-		return 0, fmt.Errorf("read the taint flags: %w", err)
-	}
-	return parseTainted(text[:n])
 }
 
 // sweep closes the descriptors that a case made by itself; the framework has

@@ -22,8 +22,7 @@
 //	host → PID 1   Leaks            asks for a search for leaked memory
 //	PID 1 → host   Leaks            the answer
 //	host → PID 1   Shutdown         power off
-//
-// Either may end the conversation with Fatal.
+//	PID 1 → host   Fatal            it cannot go on
 package link
 
 import (

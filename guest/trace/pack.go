@@ -36,20 +36,6 @@ func Pack(region []byte) ([]byte, error) {
 	return packed.Bytes(), nil
 }
 
-// Packed returns the record so far as Pack makes it, nil when there is none.
-func (r *Recorder) Packed() []byte {
-	if r == nil {
-		return nil
-	}
-	r.lock.Lock()
-	defer r.lock.Unlock()
-	packed, err := Pack(r.region)
-	if err != nil {
-		return nil
-	}
-	return packed
-}
-
 // Unpack returns the record that Pack was given.
 func Unpack(packed []byte) ([]byte, error) {
 	region := make([]byte, Size)

@@ -17,11 +17,11 @@ const Size = 128 << 10
 
 // The record begins with a header: the magic, the length of the case's id and
 // the id, and at its end the number of calls so far and when the case started, in
-// nanoseconds since 1970, for a process that goes on with it. Behind it are three segments. The first is filled once, with how the
-// case began; when it is full, the other two are filled by turns, each emptied
-// before it is used again, so that the last calls are always there. A segment
-// begins with the number of its bytes in use and the number of times it was
-// begun.
+// nanoseconds since 1970, for a process that goes on with it. Behind it are three
+// segments. The first is filled once, with how the case began; when it is full, the
+// other two are filled by turns, each emptied before it is used again, so that the
+// last calls are always there. A segment begins with the number of its bytes in use
+// and the number of times it was begun.
 const (
 	magic         = "zcvetrc1"
 	headerSize    = 512
