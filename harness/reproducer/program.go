@@ -36,7 +36,6 @@ type program struct {
 
 	// Sizes of the static buffers.
 	room, data, control, vectors, elements, many int64
-	usesTo, usesMessage                          bool
 	// messages is how many blocks there were when msg was last used.
 	messages int
 
@@ -306,7 +305,6 @@ func (p *program) call(steps []step, i int) error {
 		if err != nil {
 			return err
 		}
-		p.usesTo = true
 		p.setUp(s, fmt.Sprintf("%s(%s, (struct sockaddr *)&to, %s)", s.Name, fd, to))
 	case "accept4":
 		p.opened(s, role(steps, i), fmt.Sprintf("accept(%s, NULL, NULL)", fd))

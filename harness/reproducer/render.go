@@ -256,6 +256,30 @@ const (
 	seekLog = `must("/dev/kmsg", lseek(log, 0, SEEK_END));`
 )
 
+// catchHang has hung called when a call takes too long.
+var catchHang = []string{"signal(SIGALRM, hung);", "alarm(30);"}
+
+// scratch declares what a function fills in for its calls, counters names what it
+// counts with.
+func scratch(used map[string]bool) (lines []string) {
+	if used["to"] {
+		lines = append(lines, "struct sockaddr_storage to;")
+	}
+	if used["msg"] {
+		lines = append(lines, "struct msghdr msg;")
+	}
+	return lines
+}
+
+func counters(used map[string]bool) (names []string) {
+	for _, counter := range []string{"turn", "part"} {
+		if used[counter] {
+			names = append(names, counter)
+		}
+	}
+	return names
+}
+
 // readable refuses a program that nobody would read.
 func readable(steps int) error {
 	if steps > mostBlocks {
@@ -289,19 +313,14 @@ func (p *program) main() (string, error) {
 		text.WriteString(hung)
 	}
 	text.WriteString("int main(void)\n{\n")
-	lines := []string{}
-	if p.usesTo {
-		lines = append(lines, "struct sockaddr_storage to;")
-	}
-	if p.usesMessage {
-		lines = append(lines, "struct msghdr msg;")
-	}
-	if p.complains() {
-		lines = append(lines, openLog)
-	}
 	var body []string
 	for _, b := range p.blocks {
 		body = append(body, b.text()...)
+	}
+	used := words(strings.Join(body, "\n"))
+	lines := scratch(used)
+	if p.complains() {
+		lines = append(lines, openLog)
 	}
 	var kinds [2][]string
 	var others []string
@@ -318,12 +337,7 @@ func (p *program) main() (string, error) {
 			kinds[1] = append(kinds[1], strings.TrimPrefix(declaration, "char "))
 		}
 	}
-	used := words(strings.Join(body, "\n"))
-	for _, counter := range []string{"turn", "part"} {
-		if used[counter] {
-			kinds[0] = append(kinds[0], counter)
-		}
-	}
+	kinds[0] = append(kinds[0], counters(used)...)
 	for i, kind := range []string{"int ", "char "} {
 		for group := range slices.Chunk(kinds[i], 8) {
 			lines = append(lines, kind+strings.Join(group, ", ")+";")
@@ -337,7 +351,7 @@ func (p *program) main() (string, error) {
 		lines = append(lines, seekLog)
 	}
 	if p.hangs() {
-		lines = append(lines, "signal(SIGALRM, hung);", "alarm(30);")
+		lines = append(lines, catchHang...)
 	}
 	lines = append(lines, body...)
 	lines = append(lines, "")

@@ -37,7 +37,6 @@ func (p *program) send(s *step, fd string) error {
 		if err != nil {
 			return err
 		}
-		p.usesTo = true
 		to = "(struct sockaddr *)&to, " + address
 	}
 	call := fmt.Sprintf("sendto(%s, %s, %d, %s, %s)", fd, place, s.In[1].Length, flags(s.Argument(1)), to)
@@ -149,7 +148,6 @@ func (p *program) contents(m *message, from int64) (int64, error) {
 // control buffer is.
 func (p *program) message(m *message) (lines []string, control string, err error) {
 	buffers := m.buffers()
-	p.usesMessage = true
 	p.buffers["iov"] = true
 	p.vectors = max(p.vectors, m.vector+int64(len(buffers)))
 	if len(buffers) > 0 {
@@ -161,7 +159,6 @@ func (p *program) message(m *message) (lines []string, control string, err error
 		if err != nil {
 			return nil, "", err
 		}
-		p.usesTo = true
 		lines = append(lines, "msg.msg_name = &to;", fmt.Sprintf("msg.msg_namelen = %s;", to))
 	}
 	if m.flags != 0 {

@@ -457,7 +457,7 @@ func (p *program) scenario() (text string, steps int) {
 	body := sections[len(sections)-1]
 	lines := p.locals(body, true)
 	if p.hangs() {
-		lines = append(lines, "signal(SIGALRM, hung);", "alarm(30);")
+		lines = append(lines, catchHang...)
 	}
 	lines = append(lines, body...)
 	writeFunction(&all, "static int scenario(void)", append(lines, "", p.shown()))
@@ -546,19 +546,8 @@ func (p *program) locals(body []string, starts bool) []string {
 	if starts {
 		lines = append(lines, fmt.Sprintf("pthread_t threads[%d];", max(p.started, 1)))
 	}
-	if used["to"] {
-		lines = append(lines, "struct sockaddr_storage to;")
-	}
-	if used["msg"] {
-		lines = append(lines, "struct msghdr msg;")
-	}
-	var counters []string
-	for _, counter := range []string{"turn", "part"} {
-		if used[counter] {
-			counters = append(counters, counter)
-		}
-	}
-	if len(counters) > 0 {
+	lines = append(lines, scratch(used)...)
+	if counters := counters(used); len(counters) > 0 {
 		lines = append(lines, "int "+strings.Join(counters, ", ")+";")
 	}
 	if len(lines) > 0 {
