@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -121,6 +122,7 @@ func recordThreads(t *testing.T, sends int) *trace.Record {
 		t.Fatal(err)
 	}
 	var senders, reader sync.WaitGroup
+	var refused atomic.Bool
 	stop := make(chan struct{})
 	reader.Go(func() {
 		runtime.LockOSThread()
@@ -144,7 +146,8 @@ func recordThreads(t *testing.T, sends int) *trace.Record {
 			defer runtime.UnlockOSThread()
 			for range sends / 2 {
 				if _, err := notify.SendZerocopy(tx, 0, data); errors.Is(err, unix.ENOBUFS) {
-					t.Skip("this machine lets nobody lock memory")
+					refused.Store(true)
+					return
 				} else if err != nil {
 					t.Error(err)
 				}
@@ -154,6 +157,9 @@ func recordThreads(t *testing.T, sends int) *trace.Record {
 	senders.Wait()
 	close(stop)
 	reader.Wait()
+	if refused.Load() {
+		t.Skip("this machine lets nobody lock memory")
+	}
 	s.Mark(trace.Expectation, []int64{trace.ExactlyOnce, int64(tx), int64(sends)})
 	s.Mark(trace.Failure, nil, "it did what it should")
 	record, err := trace.Parse(s.region)
@@ -171,7 +177,8 @@ func TestThisMachineThreads(t *testing.T) {
 			record := recordThreads(t, sends)
 			for i := range record.Calls {
 				c := &record.Calls[i]
-				if c.Name == "recvmsg" && c.Errno == 0 { // so that the record has the fault
+				// So that the record has the fault; it may lack the end of a call.
+				if c.Name == "recvmsg" && c.Errno == 0 && len(c.Out) > 1 {
 					c.Out[1].Bytes[16+12]++ // the end of the range
 				}
 			}
