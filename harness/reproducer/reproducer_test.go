@@ -20,6 +20,7 @@ import (
 	"github.com/zcvet/zcvet/guest/notify"
 	"github.com/zcvet/zcvet/guest/trace"
 	"github.com/zcvet/zcvet/harness/reproducer"
+	"github.com/zcvet/zcvet/harness/reproducer/reproducertest"
 	"github.com/zcvet/zcvet/harness/verdict"
 )
 
@@ -549,26 +550,9 @@ func compile(t *testing.T, source []byte) (program string) {
 	if _, err := exec.LookPath("gcc"); err != nil {
 		t.Skip("there is no gcc")
 	}
-	dir := t.TempDir()
-	file, program := filepath.Join(dir, "reproducer.c"), filepath.Join(dir, "reproducer")
-	if err := os.WriteFile(file, source, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	_, command, _ := bytes.Cut(source, []byte(" gcc "))
-	flags, _, found := bytes.Cut(command, []byte(" -o "))
-	if !found {
-		t.Fatalf("the program does not say how to compile it:\n%s", source)
-	}
-	if bytes.Contains(flags, []byte("-m32")) {
-		empty := exec.CommandContext(t.Context(), "gcc", "-m32", "-static", "-x", "c", "-o", program, "-")
-		empty.Stdin = strings.NewReader("#include <sys/socket.h>\nint main(void) { return 0; }\n")
-		if output, err := empty.CombinedOutput(); err != nil {
-			t.Skipf("gcc makes no 32-bit programs here: %s", output)
-		}
-	}
-	arguments := append(strings.Fields(string(flags)), "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, file)
-	if output, err := exec.CommandContext(t.Context(), "gcc", arguments...).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s\n%s", err, output, source)
+	program = filepath.Join(t.TempDir(), "reproducer")
+	if !reproducertest.Compile(t, program, source, "-O2") {
+		t.Skip("gcc makes no 32-bit programs here")
 	}
 	return program
 }

@@ -7,13 +7,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/zcvet/zcvet/harness/report"
+	"github.com/zcvet/zcvet/harness/reproducer/reproducertest"
 	"github.com/zcvet/zcvet/patches/mutants"
 )
 
@@ -26,30 +25,10 @@ func compileReproducer(t *testing.T, source string) (program string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if options := flags(t, text); slices.Contains(options, "-m32") {
-		probe := exec.CommandContext(t.Context(), "gcc", append(options, "-x", "c", "-o", program, "-")...)
-		probe.Stdin = strings.NewReader("#include <sys/socket.h>\nint main(void) { return 0; }\n")
-		if output, err := probe.CombinedOutput(); err != nil {
-			t.Logf("gcc makes no 32-bit programs: %s", output)
-			return ""
-		}
-	}
-	output, err := exec.CommandContext(t.Context(), "gcc", append(flags(t, text), "-Wall", "-Wextra", "-Werror", "-s", "-o", program, source)...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s\n%s", err, output, text)
+	if !reproducertest.Compile(t, program, text, "-s") {
+		return ""
 	}
 	return program
-}
-
-// flags are those that a program says it is to be compiled with.
-func flags(t *testing.T, source []byte) []string {
-	t.Helper()
-	_, command, _ := bytes.Cut(source, []byte(" gcc "))
-	list, _, found := bytes.Cut(command, []byte(" -o "))
-	if !found {
-		t.Fatalf("the program does not say how to compile it:\n%s", source)
-	}
-	return strings.Fields(string(list))
 }
 
 // inShell runs lines in the shell of a machine, one at a time, and returns the
