@@ -230,9 +230,7 @@ func (a *Agent) timeOut(late shift) error {
 
 // showStacks sends where the kernel has the worker's threads.
 func (a *Agent) showStacks(id string) {
-	for _, line := range a.system.Stacks(a.worker.pid) {
-		a.output(id, line)
-	}
+	a.output(id, a.system.Stacks(a.worker.pid)...)
 }
 
 // bury tells the host of the worker's death. End is what is known of it. With an ID,
@@ -316,8 +314,8 @@ func printMark(kernelLog *os.File, mark string) error {
 	return nil
 }
 
-// output sends a line to the host. An error is that of the connection, which
+// output sends lines to the host. An error is that of the connection, which
 // whoever waits for the host sees too.
-func (a *Agent) output(id, line string) {
-	_ = a.host.Send(link.KindLog, link.Log{ID: id, Line: line})
+func (a *Agent) output(id string, lines ...string) {
+	_ = a.host.Send(link.KindLog, link.Log{ID: id, Lines: lines})
 }

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -403,10 +404,12 @@ func TestTimeOutLeavesItsStacksInTheLog(t *testing.T) {
 			break
 		}
 		if message.Kind == link.KindLog {
-			line := decode[link.Log](t, message)
-			log = append(log, line.ID+": "+line.Line)
-			if line.Line == "before" {
-				close(h.worker().release)
+			said := decode[link.Log](t, message)
+			for _, line := range said.Lines {
+				log = append(log, said.ID+": "+line)
+				if line == "before" {
+					close(h.worker().release)
+				}
 			}
 		}
 	}
@@ -448,7 +451,8 @@ func TestFreshWorkerThatDiesIsFatal(t *testing.T) {
 func TestFreshWorkerThatIsSilent(t *testing.T) {
 	h := serveWith(t, newFakeSystem(t, func(w *fakeWorker) { w.sleep() }), func(a *Agent) { a.readyPatience = time.Nanosecond })
 	for _, want := range []string{"a fresh worker is silent for ", "stack of 100", "a fresh worker is silent for "} {
-		if said := decode[link.Log](t, h.next(link.KindLog)); said.ID != "" || !strings.HasPrefix(said.Line, want) {
+		said := decode[link.Log](t, h.next(link.KindLog))
+		if said.ID != "" || len(said.Lines) != 1 || !strings.HasPrefix(said.Lines[0], want) {
 			t.Errorf("log %+v, want %q", said, want)
 		}
 	}
@@ -459,21 +463,67 @@ func TestFreshWorkerThatIsSilent(t *testing.T) {
 func TestOutputIsBounded(t *testing.T) {
 	var sent []string
 	id := "loud"
-	o := &output{send: func(id, line string) { sent = append(sent, id+": "+line) }, current: func() string { return id }, done: make(chan struct{})}
+	send := func(id string, lines ...string) {
+		for _, line := range lines {
+			sent = append(sent, id+": "+line)
+		}
+	}
+	o := &output{send: send, current: func() string { return id }, done: make(chan struct{})}
 	for range outputLines + 10 {
 		o.line("again")
 	}
+	o.flush()
 	if last := sent[len(sent)-1]; len(sent) != outputLines || !strings.Contains(last, "not kept") {
 		t.Errorf("%d lines, the last %q", len(sent), last)
 	}
 	id = "quiet"
 	o.line("once")
+	o.flush()
 	if last := sent[len(sent)-1]; last != "quiet: once" {
 		t.Errorf("the last line is %q", last)
 	}
 	close(o.done)
 	if got := o.finish(0); got != "once" {
 		t.Errorf("the last case printed %q", got)
+	}
+}
+
+// TestOutputGoesInBatches has lines wait to be read, the last of them unfinished.
+func TestOutputGoesInBatches(t *testing.T) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := write.WriteString(strings.Repeat("line\n", 2*outputBatch+3) + "unfinished"); err != nil {
+		t.Fatal(err)
+	}
+	batches := make(chan []string, 10)
+	o := &output{
+		send:    func(_ string, lines ...string) { batches <- lines },
+		current: func() string { return "case" },
+		done:    make(chan struct{}),
+	}
+	go o.read(read)
+	for _, want := range []int{outputBatch, outputBatch, 3} {
+		if got := <-batches; len(got) != want || slices.ContainsFunc(got, func(line string) bool { return line != "line" }) {
+			t.Errorf("%d lines %q, want %d", len(got), got, want)
+		}
+	}
+	if _, err := write.WriteString(" no more"); err != nil {
+		t.Fatal(err)
+	}
+	_ = write.Close()
+	if got := <-batches; !slices.Equal(got, []string{"unfinished no more"}) {
+		t.Errorf("the last line is %q", got)
+	}
+	<-o.done
+}
+
+func TestLongestBatchFitsAFrame(t *testing.T) {
+	line := strings.Repeat("\x01", outputWidth)
+	log := link.Log{ID: "case", Lines: slices.Repeat([]string{line}, outputBatch)}
+	if err := link.NewConn(new(bytes.Buffer)).Send(link.KindLog, log); err != nil {
+		t.Error(err)
 	}
 }
 

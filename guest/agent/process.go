@@ -4,6 +4,7 @@ package agent
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +24,11 @@ const (
 	// outputLines bounds what a worker may print during one case; a dump of
 	// all goroutines is a tenth of it.
 	outputLines = 4000
+	// outputWidth is how long a line may be in bytes, a longer one becomes
+	// several; a batch is how many go in one message, which is within
+	// link.MaxFrame even if each byte of it is escaped.
+	outputWidth = 16 << 10
+	outputBatch = 32
 	// outputHead is how many of its first lines a death of the worker shows:
 	// the Go runtime says first why it gave up, and then goes into detail.
 	outputHead = 30
@@ -137,13 +143,17 @@ func reap(s system, worker int) <-chan unix.WaitStatus {
 	return died
 }
 
-// output sends what a worker prints to the host, line by line. The Go runtime
-// prints the stacks of a panic or of SIGQUIT there.
+// output sends what a worker prints to the host. The Go runtime prints the stacks
+// of a panic or of SIGQUIT there.
 type output struct {
-	send func(id, line string)
+	send func(id string, lines ...string)
 	// current returns the case that runs.
 	current func() string
 	done    chan struct{}
+	// unsent are lines of the case id, of which only the reader knows. What is
+	// there to be read goes in one message: on a busy machine a dump line by line
+	// takes longer than the host is patient.
+	unsent []string
 
 	lock  sync.Mutex
 	id    string // of the case that count and head are about
@@ -155,22 +165,28 @@ type output struct {
 func (o *output) read(pipe *os.File) {
 	defer close(o.done)
 	defer func() { _ = pipe.Close() }()
-	lines := bufio.NewReaderSize(pipe, 16<<10)
+	lines := bufio.NewReaderSize(pipe, outputWidth)
 	for {
-		// A line longer than the buffer comes in pieces.
 		line, _, err := lines.ReadLine()
 		if err != nil {
 			if !errors.Is(err, io.EOF) {
 				o.line(fmt.Sprintf("output of the worker: %v", err))
 			}
+			o.flush()
 			return
 		}
 		o.line(string(line))
+		if rest, _ := lines.Peek(lines.Buffered()); len(o.unsent) == outputBatch || !bytes.ContainsRune(rest, '\n') {
+			o.flush()
+		}
 	}
 }
 
 func (o *output) line(line string) {
 	id := o.current()
+	if id != o.id {
+		o.flush()
+	}
 	o.lock.Lock()
 	if id != o.id {
 		o.id, o.count, o.head = id, 0, nil
@@ -183,9 +199,16 @@ func (o *output) line(line string) {
 	o.lock.Unlock()
 	switch {
 	case count < outputLines:
-		o.send(id, line)
+		o.unsent = append(o.unsent, line)
 	case count == outputLines:
-		o.send(id, "(what the case prints from here on is not kept)")
+		o.unsent = append(o.unsent, "(what the case prints from here on is not kept)")
+	}
+}
+
+func (o *output) flush() {
+	if len(o.unsent) > 0 {
+		o.send(o.id, o.unsent...)
+		o.unsent = nil
 	}
 }
 

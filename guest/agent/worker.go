@@ -264,7 +264,7 @@ func (w *worker) runCase(id string, parameters link.Parameters) error {
 	w.recorder.Start(id)
 	if instance, known := w.instances[id]; known {
 		result := w.environment.Run(instance, parameters, func(line string) {
-			_ = w.conn.Send(link.KindLog, link.Log{ID: id, Line: line})
+			_ = w.conn.Send(link.KindLog, link.Log{ID: id, Lines: []string{line}})
 		})
 		end.Status, end.Detail, end.Took = string(result.Status), result.Detail, result.Took
 		end.Measurements = result.Measurements

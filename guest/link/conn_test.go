@@ -61,7 +61,7 @@ func TestResumedLinkTakesTheFirstNumberAndThenCounts(t *testing.T) {
 }
 
 func TestReceivedBodiesPassOnUnchanged(t *testing.T) {
-	for _, body := range []any{nil, link.Log{ID: "x", Line: "<\"\u2028>"}, []int{1}} {
+	for _, body := range []any{nil, link.Log{ID: "x", Lines: []string{"<\"\u2028>"}}, []int{1}} {
 		var first, second bytes.Buffer
 		if err := link.NewConn(&first).Send(link.KindLog, body); err != nil {
 			t.Fatal(err)
@@ -111,7 +111,7 @@ func TestDamageIsNoticed(t *testing.T) {
 
 func FuzzReceive(f *testing.F) {
 	var stream bytes.Buffer
-	if err := link.NewConn(&stream).Send(link.KindLog, link.Log{ID: "x", Line: "y"}); err != nil {
+	if err := link.NewConn(&stream).Send(link.KindLog, link.Log{ID: "x", Lines: []string{"y"}}); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(stream.Bytes())

@@ -32,7 +32,7 @@ import (
 
 // Version is raised when a message changes its meaning; host and agent built
 // from different trees refuse to talk.
-const Version = 4
+const Version = 5
 
 // HeartbeatInterval is how often the agent shows that PID 1 is still scheduled.
 const HeartbeatInterval = 500 * time.Millisecond
@@ -147,10 +147,10 @@ type CaseStart struct {
 	At time.Duration `json:"at"` // by the guest's clock, see Now
 }
 
-// Log is a line a case noted.
+// Log is what a case noted, or a worker printed, line by line.
 type Log struct {
-	ID   string `json:"id"`
-	Line string `json:"line"`
+	ID    string   `json:"id"`
+	Lines []string `json:"lines"`
 }
 
 // CaseEnd is the result of an instance.

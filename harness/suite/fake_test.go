@@ -80,7 +80,7 @@ func (l *laboratory) start(console func(string), processors int, hello bool) *fa
 			console(line)
 		}
 		if l.noHello {
-			_ = vm.pid1.Send(link.KindLog, link.Log{Line: "the worker waits in do_futex"})
+			_ = vm.pid1.Send(link.KindLog, link.Log{Lines: []string{"the worker waits in do_futex"}})
 			return
 		}
 		conn := link.NewConn(worker)
@@ -278,7 +278,7 @@ func (vm *fakeVM) end(conn *link.Conn, result link.CaseEnd) {
 // ends is a case that ends with a status.
 func ends(status, detail string) behaviour {
 	return func(vm *fakeVM, conn *link.Conn, id string) {
-		_ = conn.Send(link.KindLog, link.Log{ID: id, Line: "noted by " + id})
+		_ = conn.Send(link.KindLog, link.Log{ID: id, Lines: []string{"noted by " + id}})
 		vm.end(conn, link.CaseEnd{ID: id, Status: status, Detail: detail, Took: time.Millisecond})
 	}
 }
@@ -289,10 +289,10 @@ func kills(lost link.Lost, last ...string) behaviour {
 	return func(vm *fakeVM, conn *link.Conn, id string) {
 		vm.lost = true
 		vm.console("[    4.000000] " + link.EndMark)
-		_ = vm.pid1.Send(link.KindLog, link.Log{ID: id, Line: "SIGQUIT: quit"})
+		_ = vm.pid1.Send(link.KindLog, link.Log{ID: id, Lines: []string{"SIGQUIT: quit"}})
 		_ = vm.pid1.Send(link.KindLost, lost)
 		for _, line := range last {
-			_ = conn.Send(link.KindLog, link.Log{ID: id, Line: line})
+			_ = conn.Send(link.KindLog, link.Log{ID: id, Lines: []string{line}})
 		}
 	}
 }

@@ -328,7 +328,7 @@ func (s *session) awaitHello(ctx context.Context) (*link.Hello, error) {
 				if err != nil {
 					return nil, failed("the guest agent: %w", err)
 				}
-				said = append(said, log.Line)
+				said = append(said, log.Lines...)
 			case link.KindFatal:
 				fatal, err := link.Decode[link.Fatal](got.message)
 				if err != nil {
@@ -477,7 +477,7 @@ func (w *watch) message(ctx context.Context, message *link.Message) (done bool, 
 			return false, w.protocol(err)
 		}
 		if c := w.find(body.ID); c != nil && c.Status != verdict.Pass && c.Status != verdict.Skip {
-			c.Log = append(c.Log, body.Line)
+			c.Log = append(c.Log, body.Lines...)
 		}
 	case link.KindCaseEnd:
 		body, err := link.Decode[link.CaseEnd](message)
