@@ -48,10 +48,8 @@ func Main(arguments []string) int {
 		return cases.ChildMain(arguments[2], files)
 	}
 	if mode == cases.TaskMode {
-		if len(arguments) == 2 {
-			return 0 // a probe: it is enough to have come this far
-		}
-		return cases.TaskMain(arguments[2], os.Stdout)
+		recorded := len(arguments) == 3 && arguments[2] == cases.TaskRecorded
+		return cases.TaskMain(recorded, os.Stdin, os.Stdout)
 	}
 	if err := mayBeInit(os.Getpid()); err != nil {
 		fmt.Fprintf(os.Stderr, "zcvet agent: %v\n", err)

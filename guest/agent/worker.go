@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -80,7 +78,6 @@ func Worker() error {
 			Missing:  told.Missing,
 		},
 		Host:   w,
-		Sweep:  w.sweep,
 		Record: os.NewFile(workerTrace, "trace"),
 	}
 	w.environment.Counters = cases.OpenCounters(w.environment.Network)
@@ -98,9 +95,7 @@ func Worker() error {
 	if err := debugfs.ResetCounters(debugfs.Root); err != nil {
 		return fmt.Errorf("reset the counters of executed lines: %w", err)
 	}
-	// The poller has opened its descriptors by now, so those that come later than
-	// the counters belong to cases.
-	if w.firstFree, err = firstFreeDescriptor(); err != nil {
+	if w.environment.Sweep, err = cases.NewSweep(); err != nil {
 		return err
 	}
 	if err := w.conn.Send(link.KindHello, hello); err != nil {
@@ -133,7 +128,6 @@ type worker struct {
 	console     *os.File
 	environment *cases.Environment
 	instances   map[string]cases.Instance
-	firstFree   int
 	recorder    *trace.Recorder
 	tainted     uint64 // as the last case left the kernel
 
@@ -156,30 +150,6 @@ func (w *worker) hello() (link.Hello, error) {
 		hello.Instances = append(hello.Instances, described)
 	}
 	return hello, nil
-}
-
-// firstFreeDescriptor returns a number from which on every descriptor is free,
-// and below which none is.
-func firstFreeDescriptor() (int, error) {
-	open, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return 0, fmt.Errorf("list the open descriptors: %w", err)
-	}
-	highest := 0
-	for _, entry := range open {
-		if fd, err := strconv.Atoi(entry.Name()); err == nil {
-			highest = max(highest, fd)
-		}
-	}
-	for {
-		filler, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
-			return 0, fmt.Errorf("fill the free descriptors: %w", err)
-		}
-		if filler > highest {
-			return filler, unix.Close(filler)
-		}
-	}
 }
 
 // obey does what the host asks. Cases run beside it: an error ends the process even
@@ -285,12 +255,6 @@ func (w *worker) runCase(id string, parameters link.Parameters) error {
 	}
 	w.sheet.end()
 	return nil
-}
-
-// sweep closes the descriptors that a case made by itself; the framework has
-// closed what it opened.
-func (w *worker) sweep() error {
-	return unix.CloseRange(uint(w.firstFree), math.MaxInt32, 0)
 }
 
 // Call implements cases.Caller over the guest link.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
@@ -30,6 +31,9 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		os.Exit(ChildMain(os.Args[2], files))
+	}
+	if len(os.Args) > 1 && os.Args[1] == TaskMode {
+		os.Exit(TaskMain(slices.Contains(os.Args, TaskRecorded), os.Stdin, os.Stdout))
 	}
 	if os.Geteuid() != 0 || os.Getenv(ownNamespaces) != "" {
 		os.Exit(m.Run())

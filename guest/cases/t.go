@@ -55,7 +55,9 @@ type Environment struct {
 
 	parameters link.Parameters
 	probes     probes
-	version    Version // of the kernel, once it is known
+	// task runs cases of 32-bit tasks, nil once it is spent.
+	task    *task
+	version Version // of the kernel, once it is known
 	// leaky is set once a case has left something behind. A kernel that leaks
 	// does so in many cases, and waiting for each would take hours.
 	leaky bool
