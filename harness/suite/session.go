@@ -85,6 +85,12 @@ func newSession(r *runner, processors int) *session {
 	}
 }
 
+// suits tells whether a case can run in this machine. What destroys it gets one in
+// which nothing else has run, so that it does not matter which runner takes the case.
+func (s *session) suits(instance link.Instance) bool {
+	return s.processors == processorsOf(instance) && !(instance.Destroys && len(s.history) > 0)
+}
+
 // attach starts reading the links of vm.
 func (s *session) attach(vm VM, conn, cases *link.Conn) {
 	s.vm, s.conn, s.cases = vm, conn, cases

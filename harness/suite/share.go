@@ -21,11 +21,13 @@ const fewest = 32
 
 // share runs the instances in as many machines at a time as there may be. First
 // is the runner of one of them, with its machine or only what there is in the stock.
-// Which machine runs which case depends on nothing but the instances, so that a run
-// can be repeated.
+// Which cases run in one machine depends on nothing but the instances, so that a run
+// can be repeated. Those that destroy their machine have one each, so whichever
+// runner has nothing else left takes the next.
 func share(ctx context.Context, first *runner, instances []link.Instance) (*Result, error) {
 	joint := &joint{Options: first.Options, total: len(instances)}
-	shares := deal(instances, worthwhile(instances, max(first.Machines, 1)))
+	shares, rest := deal(instances, worthwhile(instances, max(first.Machines, 1)))
+	destroying := &queue{instances: rest}
 	runners := []*runner{first}
 	for number := 2; number <= len(shares); number++ {
 		r, err := newRunner(first.Options, number, first.stock)
@@ -40,6 +42,7 @@ func share(ctx context.Context, first *runner, instances []link.Instance) (*Resu
 	group, ctx := errgroup.WithContext(ctx)
 	for i, r := range runners {
 		joint.join(&r.Options)
+		r.destroying = destroying
 		for _, instance := range shares[i] {
 			r.want(instance)
 		}
@@ -49,7 +52,27 @@ func share(ctx context.Context, first *runner, instances []link.Instance) (*Resu
 		})
 	}
 	err := group.Wait()
+	for instance, left := destroying.take(); left; instance, left = destroying.take() {
+		first.want(instance) // which nobody has come to
+	}
 	return merge(runners, instances), err
+}
+
+// queue hands out cases one by one.
+type queue struct {
+	lock      sync.Mutex
+	instances []link.Instance
+}
+
+// take returns the next case, unless there is none.
+func (q *queue) take() (instance link.Instance, found bool) {
+	q.lock.Lock()
+	defer q.lock.Unlock()
+	if len(q.instances) == 0 {
+		return link.Instance{}, false
+	}
+	instance, q.instances = q.instances[0], q.instances[1:]
+	return instance, true
 }
 
 // kinds is how many kinds of machine the instances need.
@@ -71,22 +94,22 @@ func worthwhile(instances []link.Instance, machines int) int {
 }
 
 // How long things take beside a case of the common sort, roughly: a case that is
-// concurrent or destroys its machine, and the boot of a machine of another kind.
+// concurrent, and the boot of a machine of another kind.
 const (
 	concurrentWeight = 4
-	destroyingWeight = 20
 	otherBootWeight  = 60
 )
 
-// deal gives each of so many machines its share. Of cases of both kinds the concurrent
-// ones go to half of the machines only: those run for a while with twice the
-// processors, of which the host has no more than machines.
-func deal(instances []link.Instance, machines int) [][]link.Instance {
+// deal gives each of so many machines its share, and returns the cases that destroy
+// theirs, which belong to none. Of cases of both kinds the concurrent ones go to half
+// of the machines only: those run for a while with twice the processors, of which the
+// host has no more than machines.
+func deal(instances []link.Instance, machines int) (shares [][]link.Instance, destroying []link.Instance) {
 	firstConcurrent := machines / together
 	if kinds(instances) == 1 {
 		firstConcurrent = 0
 	}
-	shares := make([][]link.Instance, machines)
+	shares = make([][]link.Instance, machines)
 	load := make([]int, machines)
 	give := func(instance link.Instance, weight, from, turn int) {
 		among := machines - from
@@ -105,10 +128,10 @@ func deal(instances []link.Instance, machines int) [][]link.Instance {
 	var common []link.Instance
 	for _, instance := range instances {
 		switch {
+		case instance.Destroys:
+			destroying = append(destroying, instance)
 		case instance.Concurrent:
 			give(instance, concurrentWeight, firstConcurrent, 0)
-		case instance.Destroys:
-			give(instance, destroyingWeight, 0, 0)
 		default:
 			common = append(common, instance)
 		}
@@ -123,7 +146,7 @@ func deal(instances []link.Instance, machines int) [][]link.Instance {
 		}
 		give(instance, 1, 0, turn)
 	}
-	return shares
+	return shares, destroying
 }
 
 // joint makes the calls of several runners those of one.

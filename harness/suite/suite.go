@@ -151,6 +151,8 @@ type runner struct {
 	instances map[string]link.Instance
 	// session is with the machine that runs, nil if none does.
 	session *session
+	// destroying has the cases that need a machine each; runners share it.
+	destroying *queue
 }
 
 // newRunner makes the runner of that number.
@@ -267,13 +269,18 @@ func (r *runner) runAll(ctx context.Context) error {
 	for {
 		left := r.unfinished()
 		if len(left) == 0 {
-			return r.shutdown(ctx)
+			instance, found := r.destroying.take()
+			if !found {
+				return r.shutdown(ctx)
+			}
+			r.want(instance)
+			left = []string{instance.ID}
 		}
 		if r.enough() {
 			return nil // close throws the machine away in the middle of its work
 		}
 		batch, processors := r.batch(left)
-		if r.session != nil && r.session.processors != processors {
+		if r.session != nil && !r.session.suits(r.instances[batch[0]]) {
 			if err := r.shutdown(ctx); err != nil {
 				return err
 			}
@@ -319,8 +326,8 @@ func (r *runner) unfinished() []string {
 func (r *runner) enough() bool { return r.Enough != nil && r.Enough() }
 
 // batch returns those of the cases that are left that can run in one machine, and
-// its processors: first those for the machine that runs, then those for any other,
-// at last a single one that destroys its machine.
+// its processors: first those for the machine that runs, then those for any other.
+// One that destroys its machine, which is the only one left then, is alone.
 func (r *runner) batch(left []string) (batch []string, processors int) {
 	kinds := []int{alone, together}
 	if r.session != nil && r.session.processors == together {

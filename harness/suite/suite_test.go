@@ -141,11 +141,22 @@ func TestCasesThatDestroyTheirMachineRunLastAndOnePerMachine(t *testing.T) {
 	if diff := cmp.Diff(want, statuses(result)); diff != "" {
 		t.Error(diff)
 	}
-	ran := [][]string{{"a", "b", "c", "unplugs"}, {"removes"}}
+	ran := [][]string{{"a", "b", "c"}, {"unplugs"}, {"removes"}}
 	if diff := cmp.Diff(ran, lab.ran); diff != "" {
 		t.Errorf("what ran in each machine: %s", diff)
 	}
-	if lab.boots != 1 || lab.restores != 1 {
+	if lab.boots != 1 || lab.restores != 2 {
+		t.Errorf("%d boots, %d restores", lab.boots, lab.restores)
+	}
+}
+
+// A machine in which nothing has run is as good as a new one.
+func TestFirstCaseDestroysItsMachine(t *testing.T) {
+	lab := &laboratory{instances: []string{"unplugs"}, destroys: map[string]bool{"unplugs": true}}
+	if _, err := run(t, lab, nil); err != nil {
+		t.Fatal(err)
+	}
+	if lab.boots != 1 || lab.restores != 0 {
 		t.Errorf("%d boots, %d restores", lab.boots, lab.restores)
 	}
 }

@@ -280,12 +280,12 @@ func TestUserAccess(t *testing.T) {
 	}
 }
 
-// configurations skips a test that needs kernels of other configurations than the
-// default, each of which takes as long to build as that one and more.
+// configurations skips a test that needs kernels of other configurations or
+// interfaces, each of which takes as long to build as the default one and more.
 func configurations(t *testing.T) {
 	t.Helper()
 	if os.Getenv("ZCVET_TEST_CONFIGS") == "" {
-		t.Skip("builds kernels of other configurations, which make test-configs is for")
+		t.Skip("builds kernels that only make test-configs has time for")
 	}
 }
 
@@ -356,6 +356,46 @@ func TestReferencePassesOnTheDebugKernel(t *testing.T) {
 		if !slices.ContainsFunc(got.run.Machine.Features, func(f verdict.Feature) bool { return f.Name == name && f.Here }) {
 			t.Errorf("the debug kernel lacks %s", name)
 		}
+	}
+}
+
+// TestOlderInterfaces runs the whole suite on sound series that have the interfaces
+// of v6 and v7.
+func TestOlderInterfaces(t *testing.T) {
+	configurations(t)
+	root, err := checkout.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, abi := range []string{"v6", "v7"} {
+		t.Run(abi, func(t *testing.T) {
+			series := t.TempDir()
+			for _, pattern := range []string{filepath.Join("patches", "6.12", "000[1-4]-*.patch"), filepath.Join(testdata(abi), "*.patch")} {
+				patches, err := filepath.Glob(filepath.Join(root, pattern))
+				if err != nil || len(patches) == 0 {
+					t.Fatalf("%d patches match %s: %v", len(patches), pattern, err)
+				}
+				for _, patch := range patches {
+					data, err := os.ReadFile(patch)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if err := os.WriteFile(filepath.Join(series, filepath.Base(patch)), data, 0o644); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			got := zcvet(t, "run", "--kernel", "6.12", "--series", series)
+			got.requireCode(t, 0)
+			if got.run.Series.ABI != abi {
+				t.Errorf("the interface is taken for %q", got.run.Series.ABI)
+			}
+			for _, c := range got.run.Cases {
+				if strings.HasPrefix(c.Name, "scm/") && c.Status == verdict.Skip {
+					t.Logf("%s is skipped: %s", c.ID, c.Detail)
+				}
+			}
+		})
 	}
 }
 
