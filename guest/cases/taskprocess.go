@@ -112,7 +112,8 @@ func (t *task) run(order taskOrder) (taskReport, error) {
 }
 
 func (t *task) hear() (report taskReport, err error) {
-	return report, t.decoder.Decode(&report)
+	err = t.decoder.Decode(&report)
+	return report, err
 }
 
 // end waits until the task has ended and returns how, nil for a task that was well.
