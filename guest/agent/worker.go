@@ -15,6 +15,7 @@ import (
 
 	"github.com/zcvet/zcvet/guest/cases"
 	"github.com/zcvet/zcvet/guest/debugfs"
+	"github.com/zcvet/zcvet/guest/leak"
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/sys"
@@ -95,7 +96,7 @@ func Worker() error {
 	if err := debugfs.ResetCounters(debugfs.Root); err != nil {
 		return fmt.Errorf("reset the counters of executed lines: %w", err)
 	}
-	if w.environment.Sweep, err = cases.NewSweep(); err != nil {
+	if w.environment.Sweep, err = leak.NewSweep(); err != nil {
 		return err
 	}
 	if err := w.conn.Send(link.KindHello, hello); err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/zcvet/zcvet/guest/leak"
 	"github.com/zcvet/zcvet/guest/link"
 	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/sys"
@@ -173,7 +174,7 @@ func serveTask(recorded bool, orders io.Reader, out io.Writer) error {
 		}
 	}
 	environment := &Environment{Network: &network.Network{Sender: here, Receiver: here, Missing: missing}}
-	sweep, err := NewSweep()
+	sweep, err := leak.NewSweep()
 	if err != nil {
 		return err
 	}

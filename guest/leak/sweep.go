@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 
-package cases
+package leak
 
 import (
 	"fmt"
@@ -13,7 +13,7 @@ import (
 )
 
 // NewSweep returns a function that closes every descriptor that this process has
-// opened since, for Environment.Sweep.
+// opened since.
 func NewSweep() (sweep func() error, err error) {
 	// The first timer makes the runtime open descriptors of its own.
 	time.Sleep(time.Nanosecond)
