@@ -52,18 +52,25 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// TestOnThisKernel runs the cases on the kernel of this machine, on loopback and
-// a veth pair in namespaces of their own. It is how a case is written in
-// seconds; what counts is the run in the virtual machine.
-func TestOnThisKernel(t *testing.T) {
+// layNetwork lays the network in the namespaces of this test, or skips it.
+func layNetwork(t *testing.T) *network.Network {
+	t.Helper()
 	if os.Getenv(ownNamespaces) == "" {
-		t.Skip("needs root and namespaces")
+		t.Skip("needs root and namespaces of its own")
 	}
 	laid, err := network.Setup()
 	if err != nil {
 		t.Skipf("no network in namespaces on this machine: %v", err)
 	}
 	t.Cleanup(laid.Close)
+	return laid
+}
+
+// TestOnThisKernel runs the cases on the kernel of this machine, on loopback and
+// a veth pair in namespaces of their own. It is how a case is written in
+// seconds; what counts is the run in the virtual machine.
+func TestOnThisKernel(t *testing.T) {
+	laid := layNetwork(t)
 	environment := &Environment{Network: laid, Counters: OpenCounters(laid)}
 	for _, instance := range Instances() {
 		t.Run(instance.ID(), func(t *testing.T) {

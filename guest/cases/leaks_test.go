@@ -3,7 +3,6 @@
 package cases
 
 import (
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -12,20 +11,12 @@ import (
 
 	"github.com/zcvet/zcvet/guest/leak"
 	"github.com/zcvet/zcvet/guest/link"
-	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/notify"
 )
 
 // TestLeaksFailTheCase works on the kernel of this machine.
 func TestLeaksFailTheCase(t *testing.T) {
-	if os.Getenv(ownNamespaces) == "" {
-		t.Skip("needs root and namespaces of its own")
-	}
-	laid, err := network.Setup()
-	if err != nil {
-		t.Skipf("no network in namespaces on this machine: %v", err)
-	}
-	t.Cleanup(laid.Close)
+	laid := layNetwork(t)
 	var opened []int // by the case that runs
 	closeOpened := func() error {
 		for _, fd := range opened {

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/zcvet/zcvet/guest/link"
-	"github.com/zcvet/zcvet/guest/network"
 	"github.com/zcvet/zcvet/guest/trace"
 )
 
@@ -23,14 +22,7 @@ func start(t *testing.T, record *os.File) *task {
 }
 
 func TestTaskRunsCasesOneAfterTheOther(t *testing.T) {
-	if os.Getenv(ownNamespaces) == "" {
-		t.Skip("needs root and namespaces")
-	}
-	laid, err := network.Setup()
-	if err != nil {
-		t.Skipf("no network in namespaces on this machine: %v", err)
-	}
-	t.Cleanup(laid.Close)
+	layNetwork(t)
 	record, err := trace.NewFile()
 	if err != nil {
 		t.Fatal(err)
