@@ -66,7 +66,7 @@ func (t *T) runTask(instance Instance) {
 		t.environment.task = nil
 		err = errors.Join(err, task.end())
 	}
-	for line := range strings.Lines(task.complaints()) {
+	for line := range strings.Lines(task.complaints.take()) {
 		t.Logf("%s", strings.TrimRight(line, "\n"))
 	}
 	t.Check(err, "run a 32-bit task")

@@ -52,11 +52,11 @@ type taskReport struct {
 // task is a process that runs cases. To start one takes several times as long as
 // most of them.
 type task struct {
-	orders    *os.File
-	answers   *os.File
-	decoder   *json.Decoder
-	complaint complaint
-	ended     chan error
+	orders     *os.File
+	answers    *os.File
+	decoder    *json.Decoder
+	complaints complaints
+	ended      chan error
 }
 
 // startTask starts an agent as a task and waits until it is ready. Record may be nil.
@@ -75,7 +75,7 @@ func startTask(agent string, record *os.File) (*task, error) {
 
 	t := &task{orders: tell, answers: hear, decoder: json.NewDecoder(hear), ended: make(chan error, 1)}
 	command := exec.Command(agent, TaskMode)
-	command.Stdin, command.Stdout, command.Stderr = orders, answers, &t.complaint
+	command.Stdin, command.Stdout, command.Stderr = orders, answers, &t.complaints
 	if record != nil {
 		command.Args = append(command.Args, TaskRecorded)
 		command.ExtraFiles = []*os.File{record}
@@ -99,7 +99,7 @@ func startTask(agent string, record *os.File) (*task, error) {
 	_ = answers.Close()
 	if _, err := t.hear(); err != nil {
 		err = errors.Join(err, t.end())
-		return nil, fmt.Errorf("%w\n%s", err, t.complaints())
+		return nil, fmt.Errorf("%w\n%s", err, t.complaints.take())
 	}
 	return t, nil
 }
@@ -125,22 +125,20 @@ func (t *task) end() error {
 	return err
 }
 
-// complaints returns what the task has printed since the last call.
-func (t *task) complaints() string { return t.complaint.take() }
-
-// complaint is what a process prints while it runs.
-type complaint struct {
+// complaints is what a process prints while it runs.
+type complaints struct {
 	lock sync.Mutex
 	text bytes.Buffer
 }
 
-func (c *complaint) Write(text []byte) (int, error) {
+func (c *complaints) Write(text []byte) (int, error) {
 	c.lock.Lock()
 	defer c.lock.Unlock()
 	return c.text.Write(text)
 }
 
-func (c *complaint) take() string {
+// take returns what has been printed since the last call.
+func (c *complaints) take() string {
 	c.lock.Lock()
 	defer c.lock.Unlock()
 	defer c.text.Reset()

@@ -38,7 +38,7 @@ func TestTaskRunsCasesOneAfterTheOther(t *testing.T) {
 		recorder.Start(id)
 		report, err := task.run(taskOrder{Instance: id, Parameters: link.Parameters{Seed: 1, TimeScale: 1}})
 		if err != nil {
-			t.Fatalf("%s: %v; %s", id, err, task.complaints())
+			t.Fatalf("%s: %v; %s", id, err, task.complaints.take())
 		}
 		want := Pass
 		if strings.HasSuffix(id, "nic") {
@@ -56,7 +56,7 @@ func TestTaskRunsCasesOneAfterTheOther(t *testing.T) {
 		}
 	}
 	if err := task.end(); err != nil {
-		t.Errorf("the task ended with %v; %s", err, task.complaints())
+		t.Errorf("the task ended with %v; %s", err, task.complaints.take())
 	}
 }
 
@@ -68,7 +68,7 @@ func TestTaskThatGivesUp(t *testing.T) {
 	if err := task.end(); err == nil {
 		t.Error("the task ended well")
 	}
-	if said := task.complaints(); !strings.Contains(said, "no/such/case") {
+	if said := task.complaints.take(); !strings.Contains(said, "no/such/case") {
 		t.Errorf("the task said %q", said)
 	}
 }
