@@ -272,7 +272,7 @@ func scratch(used map[string]bool) (lines []string) {
 }
 
 func counters(used map[string]bool) (names []string) {
-	for _, counter := range []string{"turn", "part"} {
+	for _, counter := range []string{"again", "turn", "part"} {
 		if used[counter] {
 			names = append(names, counter)
 		}
@@ -291,7 +291,7 @@ func readable(steps int) error {
 // mostSends is how many zero-copy sends can be notified.
 func (p *program) mostSends() int64 {
 	if p.threaded() {
-		return max(p.sends, p.zerocopies)
+		return max(p.sends, p.zerocopies*p.repetitions())
 	}
 	return p.sends
 }

@@ -104,6 +104,9 @@ func C(about About, record *trace.Record) ([]byte, error) {
 			return nil, err
 		}
 	}
+	if p.counting && p.threads.missing > 0 && p.zerocopies == 0 {
+		return nil, impossible("none of the sends is among the calls that are recorded")
+	}
 	p.thread, p.part = 0, after
 	p.restore(record, end)
 	return p.render()

@@ -195,6 +195,46 @@ func about(status verdict.Status) reproducer.About {
 	}
 }
 
+// overlap is a case whose threads make 90 sends together; of those 3 are recorded for
+// each of turns, and 3 that do not return. missing is how many calls are not recorded.
+func overlap(t *testing.T, turns uint32, missing int) (reproducer.About, *trace.Record) {
+	s := newScript(t)
+	s.pair()
+	begin := s.calls
+	request := profile(t, "v8").Encode(1)
+	for i := range turns {
+		for range 3 {
+			s.sendmsg(4, unix.MSG_ZEROCOPY, memory(0x9000, make([]byte, 100)), request, answer(request, 1, [3]uint32{i, i, 0}), 100, 0)
+		}
+		s.errqueue(4, i, i)
+		s.errqueue(4)
+		s.End(s.Begin("recvfrom", []int64{3, 0, 101}, nil, 0), 100, 0, nil, []trace.Memory{memory(0, make([]byte, 64))}, 0)
+	}
+	// Of the last send of each thread the end is not recorded.
+	for range 3 {
+		s.Begin("sendmsg", []int64{4, unix.MSG_ZEROCOPY, 0, 0},
+			[]trace.Memory{{Bytes: []byte{}}, memory(0xc000, request), memory(0x9000, make([]byte, 100))}, 2)
+	}
+	end := s.calls
+	s.errqueue(4)
+	s.Mark(trace.Expectation, []int64{trace.ExactlyOnce, 4, 90})
+	s.Mark(trace.Failure, nil, "90 sends, each to be notified exactly once: 7 twice")
+	record := s.record()
+	for i := begin; i < end; i++ {
+		c := &record.Calls[i]
+		if c.Returned {
+			c.Ended = c.Began + 3*time.Microsecond
+		}
+		c.Thread += []int{1, 2, 3, 4, 4, 0}[(i-begin)%6]
+	}
+	for i := end; i < len(record.Calls); i++ {
+		record.Calls[i].Began += 5 * time.Microsecond
+		record.Calls[i].Ended += 5 * time.Microsecond
+		record.Calls[i].Number += missing
+	}
+	return about(verdict.Fail), record
+}
+
 // programs are records that a program can be made of, by the name of the golden
 // file.
 var programs = map[string]func(t *testing.T) (reproducer.About, *trace.Record){
@@ -425,43 +465,8 @@ var programs = map[string]func(t *testing.T) (reproducer.About, *trace.Record){
 		}
 		return about(verdict.Fail), record
 	},
-	"overlap": func(t *testing.T) (reproducer.About, *trace.Record) {
-		s := newScript(t)
-		s.pair()
-		begin := s.calls
-		request := profile(t, "v8").Encode(1)
-		for i := range uint32(30) {
-			for range 3 {
-				s.sendmsg(4, unix.MSG_ZEROCOPY, memory(0x9000, make([]byte, 100)), request, answer(request, 1, [3]uint32{i, i, 0}), 100, 0)
-			}
-			s.errqueue(4, i, i)
-			s.errqueue(4)
-			s.End(s.Begin("recvfrom", []int64{3, 0, 101}, nil, 0), 100, 0, nil, []trace.Memory{memory(0, make([]byte, 64))}, 0)
-		}
-		// Of the last send of each thread the end is not recorded.
-		for range 3 {
-			s.Begin("sendmsg", []int64{4, unix.MSG_ZEROCOPY, 0, 0},
-				[]trace.Memory{{Bytes: []byte{}}, memory(0xc000, request), memory(0x9000, make([]byte, 100))}, 2)
-		}
-		end := s.calls
-		s.errqueue(4)
-		s.Mark(trace.Expectation, []int64{trace.ExactlyOnce, 4, 90})
-		s.Mark(trace.Failure, nil, "90 sends, each to be notified exactly once: 7 twice")
-		record := s.record()
-		for i := begin; i < end; i++ {
-			c := &record.Calls[i]
-			if c.Returned {
-				c.Ended = c.Began + 3*time.Microsecond
-			}
-			c.Thread += []int{1, 2, 3, 4, 4, 0}[(i-begin)%6]
-		}
-		for i := end; i < len(record.Calls); i++ {
-			record.Calls[i].Began += 5 * time.Microsecond
-			record.Calls[i].Ended += 5 * time.Microsecond
-			record.Calls[i].Number += 100
-		}
-		return about(verdict.Fail), record
-	},
+	"overlap": func(t *testing.T) (reproducer.About, *trace.Record) { return overlap(t, 30, 100) },
+	"sparse":  func(t *testing.T) (reproducer.About, *trace.Record) { return overlap(t, 2, 500) },
 	"both": func(t *testing.T) (reproducer.About, *trace.Record) {
 		s := newScript(t)
 		s.pair()
@@ -649,6 +654,23 @@ func TestImpossible(t *testing.T) {
 				record.Calls[i].Thread += i % 2
 				record.Calls[i].Ended += 2 * time.Microsecond
 			}
+			return of, record
+		},
+		"none of the sends": func(s *script) (reproducer.About, *trace.Record) {
+			s.pair()
+			begin := s.calls
+			for i := range uint32(60) {
+				s.errqueue(4, i, i)
+			}
+			s.Mark(trace.Expectation, []int64{trace.ExactlyOnce, 4, 90})
+			of, record := fails(s)
+			for i := begin; i < begin+60; i++ {
+				record.Calls[i].Thread += 1 + i%2
+				record.Calls[i].Ended += 2 * time.Microsecond
+				record.Calls[i].Number += 100
+			}
+			record.Calls[begin+60].Number += 100
+			record.Calls[begin+61].Number += 100
 			return of, record
 		},
 		"more than 64 threads": func(s *script) (reproducer.About, *trace.Record) {

@@ -68,9 +68,10 @@ type threads struct {
 	unwatched bool
 	// points is how many moments are waited for.
 	points int
-	// reads tells of each thread that it only reads; stuck, that it had not
-	// returned when an expectation failed.
-	reads, stuck []bool
+	// reads tells of each thread that it only reads; repeats, that it only sends
+	// and reads, which can be done again, and that more of that is missing; stuck,
+	// that it had not returned when an expectation failed.
+	reads, repeats, stuck []bool
 }
 
 // threadsOf finds out which threads of the guest overlap.
@@ -164,7 +165,7 @@ func threadsOf(calls []trace.Call) (*threads, error) {
 	for id, this := range t.of {
 		t.of[id] = place[this]
 	}
-	t.reads, t.stuck = make([]bool, t.count), make([]bool, t.count)
+	t.reads, t.repeats, t.stuck = make([]bool, t.count), make([]bool, t.count), make([]bool, t.count)
 	return t, nil
 }
 
@@ -244,9 +245,13 @@ func (p *program) arrange(steps []step) error {
 		return nil
 	}
 	for thread := range t.count {
-		t.reads[thread] = !slices.ContainsFunc(steps, func(s step) bool {
-			return s.thread == thread && s.part == during && !reads(s.Call)
-		})
+		does := func(other func(c *trace.Call) bool) bool {
+			return slices.ContainsFunc(steps, func(s step) bool {
+				return s.thread == thread && s.part == during && other(s.Call)
+			})
+		}
+		t.reads[thread] = !does(func(c *trace.Call) bool { return !reads(c) })
+		t.repeats[thread] = p.counting && t.missing > 0 && !does(func(c *trace.Call) bool { return !reads(c) && !sends(c) })
 	}
 	t.unwatched = p.counting || p.complains() || p.hangs()
 	if !t.unwatched && (t.missing > 0 || slices.Contains(t.reads, true)) {
@@ -258,6 +263,11 @@ func (p *program) arrange(steps []step) error {
 // reads tells whether a call only takes what is there.
 func reads(c *trace.Call) bool {
 	return c.Name == "recvfrom" || c.Name == "recvmsg" || c.Name == "poll" || hurries(c)
+}
+
+// sends tells whether a call sends data.
+func sends(c *trace.Call) bool {
+	return c.Name == "sendto" || c.Name == "sendmsg" || c.Name == "sendmmsg"
 }
 
 // order finds out what each step waits for in other threads, leaving out what
@@ -377,6 +387,29 @@ func (p *program) while(blocks []block) []block {
 	return []block{loop}
 }
 
+// repetitions is how often threads make the calls that are known of them, where that
+// can be done: so often that they send as much as the case did. With the few sends
+// that happen to be in the record a race might never be lost.
+func (p *program) repetitions() int64 {
+	if !slices.Contains(p.threads.repeats, true) || p.zerocopies == 0 {
+		return 1
+	}
+	return max((p.sends+p.zerocopies-1)/p.zerocopies, 1)
+}
+
+// again repeats blocks.
+func again(blocks []block, times int64) []block {
+	if times == 1 || len(blocks) == 0 {
+		return blocks
+	}
+	loop := block{lines: []string{fmt.Sprintf("for (again = 0; again < %d; again++) {", times)}}
+	for _, line := range linesOf(blocks) {
+		loop.lines = append(loop.lines, "\t"+line)
+	}
+	loop.lines = append(loop.lines, "}")
+	return []block{loop}
+}
+
 // function is a function of the program.
 type function struct {
 	name   string
@@ -401,7 +434,9 @@ func (p *program) functions() (first, own, last []block, of [][]block) {
 		if p.unordered() && p.threads.unwatched && p.threads.reads[thread] && len(of[thread]) > 0 {
 			of[thread] = p.while(of[thread])
 		} else {
-			of[thread] = loops(of[thread])
+			if of[thread] = loops(of[thread]); p.threads.repeats[thread] {
+				of[thread] = again(of[thread], p.repetitions())
+			}
 		}
 	}
 	if !p.unordered() { // the case's own thread goes on in the function that starts the others
@@ -626,6 +661,9 @@ func (p *program) aboutThreads() string {
 	}
 	if p.threads.missing > 0 {
 		about += fmt.Sprintf("There were %d calls more than the record has, so each thread makes those that are known, and none of what is missing between them. ", p.threads.missing)
+		if times := p.repetitions(); times > 1 {
+			about += fmt.Sprintf("The case sent %d times, of which few are known, so they are repeated %d times. ", p.sends, times)
+		}
 	}
 	return about + "They run freely, and those that only read do so until the others are done. " +
 		fmt.Sprintf("It depends on the moment what comes of it, so everything is done %d times; a kernel with the fault may need more.", p.rounds())

@@ -119,12 +119,24 @@ func TestReproducersOnMutants(t *testing.T) {
 	screen := inShell(t, append(lines, "exit"), arguments...)
 	for mark, code := range want {
 		if !strings.Contains(screen, fmt.Sprintf("\n%s %d\n", mark, code)) {
-			t.Errorf("%s something other than %d", mark, code)
+			t.Errorf("%s something other than %d:\n%s", mark, code, about(screen, mark))
 		}
 	}
-	if t.Failed() {
-		t.Log(screen)
+}
+
+// about returns what is on a screen between the prompt before a mark and the one
+// behind it, the end of the screen if the mark is not there.
+func about(screen, mark string) string {
+	const prompt = "\n$ "
+	before, after, found := strings.Cut(screen, mark)
+	if !found {
+		return screen[max(0, len(screen)-4096):]
 	}
+	_, after, _ = strings.Cut(after, "\n")
+	if end := strings.Index(after, prompt); end >= 0 {
+		after = after[:end]
+	}
+	return before[strings.LastIndex(before, prompt)+1:] + mark + "\n" + after
 }
 
 // A run names the program in run.json and in the mail, which says what else there
