@@ -291,7 +291,7 @@ var _ = add(Case{
 	Needs:      scm,
 	In32Bit:    true,
 }, func(t *T) {
-	const sends = 300
+	const sends, burst = 300, 10
 	pair := t.Pair(noDelay)
 	profile := t.Profile()
 	data := t.Payload(100, 1)
@@ -317,7 +317,11 @@ var _ = add(Case{
 			break
 		}
 		ledger.Add(entries...)
-		pair.Receiver.MustReceive(data)
+		if sent%burst == 0 {
+			for range burst {
+				pair.Receiver.MustReceive(data)
+			}
+		}
 	}
 	finish()
 	t.group.Wait()
