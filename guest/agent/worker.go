@@ -208,7 +208,7 @@ func (w *worker) run(run link.Run) error {
 		}
 	}
 	for _, id := range run.Instances {
-		if err := w.runCase(id, run.Parameter); err != nil {
+		if spent, err := w.runCase(id, run.Parameter); err != nil || spent {
 			return err
 		}
 	}
@@ -218,18 +218,19 @@ func (w *worker) run(run link.Run) error {
 // mutantFile switches on one of the faults that the kernel can have.
 const mutantFile = "/sys/module/zcvet/parameters/mutant"
 
-// runCase runs one instance and reports how it ended.
-func (w *worker) runCase(id string, parameters link.Parameters) error {
+// runCase runs one instance and reports how it ended. It tells whether that was the
+// last one that can run in this machine.
+func (w *worker) runCase(id string, parameters link.Parameters) (spent bool, err error) {
 	limit := parameters.CaseTimeout
 	if limit <= 0 {
 		limit = defaultCaseTimeout
 	}
 	w.sheet.begin(id, limit, time.Duration(float64(killPatience)*max(parameters.TimeScale, 1)))
 	if err := w.conn.Send(link.KindCaseStart, link.CaseStart{ID: id, At: link.Now()}); err != nil {
-		return err
+		return false, err
 	}
 	if err := printMark(w.console, link.StartMark(id)); err != nil {
-		return err
+		return false, err
 	}
 	end := link.CaseEnd{ID: id, Status: string(cases.Fail), Detail: "no case is called that"}
 	w.recorder.Start(id)
@@ -238,24 +239,23 @@ func (w *worker) runCase(id string, parameters link.Parameters) error {
 			_ = w.conn.Send(link.KindLog, link.Log{ID: id, Lines: []string{line}})
 		})
 		end.Status, end.Detail, end.Took = string(result.Status), result.Detail, result.Took
-		end.Measurements = result.Measurements
+		end.Measurements, end.Spent = result.Measurements, result.Spent
 	}
-	var err error
 	if end.Tainted, err = readTainted(kernel{}); err != nil {
-		return err
+		return false, err
 	}
 	if end.Status == string(cases.Fail) || end.Tainted != w.tainted {
 		end.Trace = packTrace(w.environment.Record)
 	}
 	w.tainted = end.Tainted
 	if err := printMark(w.console, link.EndMark); err != nil {
-		return err
+		return false, err
 	}
 	if err := w.conn.Send(link.KindCaseEnd, end); err != nil {
-		return err
+		return false, err
 	}
 	w.sheet.end()
-	return nil
+	return end.Spent, nil
 }
 
 // Call implements cases.Caller over the guest link.

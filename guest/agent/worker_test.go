@@ -70,8 +70,13 @@ func quietNetwork(t *testing.T) *network.Namespace {
 	return namespace
 }
 
-// serveWorker runs an agent whose worker is a process.
+// serveWorker runs an agent whose worker is a process, without links but loopback.
 func serveWorker(t *testing.T) *workerHost {
+	t.Helper()
+	return serveWorkerWithout(t, map[network.Link]string{network.NIC: "no NIC in this test", network.NICNoSG: "nor this one", network.Veth: "nor a veth"})
+}
+
+func serveWorkerWithout(t *testing.T, missing map[network.Link]string) *workerHost {
 	t.Helper()
 	here := quietNetwork(t)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -82,7 +87,6 @@ func serveWorker(t *testing.T) *workerHost {
 	t.Cleanup(func() { ours.Close(); unix.Close(pair[1]) })
 	system := newFakeSystem(t, nil)
 	h := serveWith(t, system, func(a *Agent) {
-		missing := map[network.Link]string{network.NIC: "no NIC in this test", network.NICNoSG: "nor this one", network.Veth: "nor a veth"}
 		a.system, a.network, a.cases = &processes{fakeSystem: system}, &network.Network{Sender: here, Receiver: here, Missing: missing}, pair[1]
 	})
 	return &workerHost{host: h, cases: link.NewConn(ours)}
@@ -155,6 +159,28 @@ func TestRealWorker(t *testing.T) {
 	}
 	if got := h.system.printed(t); got != marks.String() {
 		t.Errorf("console %q, want %q", got, marks.String())
+	}
+	h.shutdown()
+}
+
+// TestRealWorkerInASpentMachine has a case take down a device that it cannot raise,
+// because it never was there. The worker runs nothing after that unless it is asked.
+func TestRealWorkerInASpentMachine(t *testing.T) {
+	const id = "removal/device-down/udp/ipv4/nic"
+	h := serveWorkerWithout(t, nil)
+	go h.drain()
+	h.next(link.KindHello)
+	h.run(link.Run{Instances: []string{id, byDescriptors}})
+	h.next(link.KindCaseStart)
+	end := decode[link.CaseEnd](t, h.next(link.KindCaseEnd))
+	if end.ID != id || end.Status != "fail" || !end.Spent || !strings.Contains(end.Detail, "not as it was") {
+		t.Errorf("case ended as %+v", end)
+	}
+	// The rest of that Run is not done, and has no end.
+	h.run(link.Run{Instances: []string{byDescriptors}})
+	h.expectCase(byDescriptors, "pass", "")
+	if done := decode[link.Done](t, h.next(link.KindDone)); done.Ran != 1 {
+		t.Errorf("the end of a Run of %d cases, want that of the second, which has one", done.Ran)
 	}
 	h.shutdown()
 }

@@ -130,9 +130,6 @@ type Case struct {
 	// Leaks is why the case leaves sockets, pages or charged memory behind; one
 	// without it fails if it does.
 	Leaks string
-	// Destroys says that no other case can run in a machine in which this one
-	// ran. It then runs last, and the next one in another machine.
-	Destroys bool
 
 	run func(*T)
 }
@@ -214,7 +211,7 @@ func (i Instance) ID() string { return i.Describe().ID }
 func (i Instance) Describe() link.Instance {
 	return link.NewInstance(link.Case{
 		Name: i.Case.Name, Covers: i.Case.Covers, Level: string(i.Case.Level),
-		Concurrent: i.Case.Concurrent, Destroys: i.Case.Destroys,
+		Concurrent: i.Case.Concurrent,
 	}, link.Axes{string(i.Proto), string(i.Family), string(i.Link)})
 }
 

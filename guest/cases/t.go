@@ -86,6 +86,9 @@ type Result struct {
 	Took   time.Duration
 	// Measurements are the figures of a case that measures.
 	Measurements []link.Measurement
+	// Spent tells that the case could not put back what it took away from the
+	// machine, so that no other case can run.
+	Spent bool
 }
 
 // Run runs one instance on a thread of its own, which ends with it, so that
@@ -119,7 +122,7 @@ func (e *Environment) Run(instance Instance, parameters link.Parameters, log fun
 	}()
 	<-done
 	result := t.result()
-	result.Took, result.Measurements = time.Since(started), t.measurements
+	result.Took, result.Measurements, result.Spent = time.Since(started), t.measurements, t.spent
 	if result.Status == Fail && result.Took >= t.Patience() {
 		e.vain++
 	}
@@ -151,6 +154,8 @@ type T struct {
 	sockets  []*Socket
 	// own is the network of the case's own, if it has one.
 	own *network.Network
+	// spent is set once something that the case took away cannot be put back.
+	spent bool
 	// pages are the physical addresses of the memory the case had, as far as
 	// they could be found out.
 	pages []uint64
@@ -275,6 +280,17 @@ func (t *T) Cleanup(f func()) {
 	t.lock.Lock()
 	defer t.lock.Unlock()
 	t.cleanups = append(t.cleanups, f)
+}
+
+// PutBack runs f after the case, as Cleanup does, to put back what the case takes away
+// from the machine. If it fails, the case does, and no other can run in the machine.
+func (t *T) PutBack(f func() error) {
+	t.Cleanup(func() {
+		if err := f(); err != nil {
+			t.spent = true
+			t.Errorf("the machine is not as it was: %v", err)
+		}
+	})
 }
 
 // Unblock runs f as soon as the function of the case is over, however that ended,

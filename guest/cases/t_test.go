@@ -118,6 +118,25 @@ func TestCleanupsRunInReverseAndDumpsOnlyAfterFailure(t *testing.T) {
 	}
 }
 
+func TestWhatCannotBePutBackSpendsTheMachine(t *testing.T) {
+	for _, test := range []struct {
+		err    error
+		status Status
+	}{{nil, Pass}, {network.ErrNoDevice, Fail}} {
+		var order []string
+		result, _ := try(func(t *T) {
+			t.PutBack(func() error { order = append(order, "put back"); return test.err })
+			t.Cleanup(func() { order = append(order, "socket closed") })
+		})
+		if result.Spent != (test.err != nil) || result.Status != test.status {
+			t.Errorf("%v: %+v", test.err, result)
+		}
+		if !slices.Equal(order, []string{"socket closed", "put back"}) {
+			t.Errorf("order: %v", order)
+		}
+	}
+}
+
 func TestThreadStateEndsWithTheCase(t *testing.T) {
 	threads := make(map[int]bool)
 	for range 3 {

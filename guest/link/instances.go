@@ -18,7 +18,6 @@ type Case struct {
 	Covers     []string `json:"covers"`
 	Level      string   `json:"level"`
 	Concurrent bool     `json:"concurrent,omitempty"`
-	Destroys   bool     `json:"destroys,omitempty"`
 }
 
 // NewInstance is a case on some axes. Its id is the name and the axes, joined by
@@ -31,8 +30,7 @@ func NewInstance(of Case, axes Axes) Instance {
 		}
 	}
 	return Instance{
-		ID: id, Name: of.Name, Covers: of.Covers, Level: of.Level,
-		Concurrent: of.Concurrent, Destroys: of.Destroys,
+		ID: id, Name: of.Name, Covers: of.Covers, Level: of.Level, Concurrent: of.Concurrent,
 		Proto: axes[0], Family: axes[1], Link: axes[2],
 	}
 }
@@ -52,7 +50,7 @@ type group struct {
 func (l Instances) MarshalJSON() ([]byte, error) {
 	groups := []group{}
 	for _, i := range l {
-		of := Case{Name: i.Name, Covers: i.Covers, Level: i.Level, Concurrent: i.Concurrent, Destroys: i.Destroys}
+		of := Case{Name: i.Name, Covers: i.Covers, Level: i.Level, Concurrent: i.Concurrent}
 		if last := len(groups) - 1; last < 0 || !groups[last].same(of) {
 			groups = append(groups, group{Case: of})
 		}
@@ -64,7 +62,7 @@ func (l Instances) MarshalJSON() ([]byte, error) {
 
 func (c *Case) same(other Case) bool {
 	return c.Name == other.Name && c.Level == other.Level && c.Concurrent == other.Concurrent &&
-		c.Destroys == other.Destroys && slices.Equal(c.Covers, other.Covers)
+		slices.Equal(c.Covers, other.Covers)
 }
 
 // UnmarshalJSON reads what MarshalJSON wrote.

@@ -21,9 +21,9 @@ func TestInstancesTravel(t *testing.T) {
 		link.NewInstance(link.Case{Name: "a", Covers: covers, Level: "MUST"}, link.Axes{"udp", "ipv6", "lo"}),
 		link.NewInstance(link.Case{Name: "a", Covers: covers, Level: "SHOULD"}, axes),
 		link.NewInstance(link.Case{Name: "a", Covers: covers, Level: "SHOULD", Concurrent: true}, axes),
-		link.NewInstance(link.Case{Name: "a", Covers: covers, Level: "SHOULD", Destroys: true}, axes),
-		link.NewInstance(link.Case{Name: "a", Covers: covers[:1], Level: "SHOULD", Destroys: true}, axes),
-		link.NewInstance(link.Case{Name: "b", Covers: covers[:1], Level: "SHOULD", Destroys: true}, link.Axes{}),
+		link.NewInstance(link.Case{Name: "a", Covers: covers, Level: "SHOULD"}, axes),
+		link.NewInstance(link.Case{Name: "a", Covers: covers[:1], Level: "SHOULD"}, axes),
+		link.NewInstance(link.Case{Name: "b", Covers: covers[:1], Level: "SHOULD"}, link.Axes{}),
 	}
 	data, err := json.Marshal(sent)
 	if err != nil {

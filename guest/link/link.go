@@ -32,7 +32,7 @@ import (
 
 // Version is raised when a message changes its meaning; host and agent built
 // from different trees refuse to talk.
-const Version = 5
+const Version = 6
 
 // HeartbeatInterval is how often the agent shows that PID 1 is still scheduled.
 const HeartbeatInterval = 500 * time.Millisecond
@@ -104,9 +104,6 @@ type Instance struct {
 	// Concurrent says that the instance is about what processors do at the same
 	// time; the others need one.
 	Concurrent bool `json:"concurrent,omitempty"`
-	// Destroys says that the machine is of no use for other instances after
-	// this one.
-	Destroys bool `json:"destroys,omitempty"`
 }
 
 // Run asks the agent to run instances in this order.
@@ -161,6 +158,9 @@ type CaseEnd struct {
 	Took   time.Duration `json:"took"`
 	// Tainted is /proc/sys/kernel/tainted after the case.
 	Tainted uint64 `json:"tainted"`
+	// Spent tells that the case could not put back what it took away from the
+	// machine. The rest of its Run is not done.
+	Spent bool `json:"spent,omitempty"`
 	// Measurements are what a case found that measures.
 	Measurements []Measurement `json:"measurements,omitempty"`
 	// Trace is the packed record of the case's system calls (package trace), of

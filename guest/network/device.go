@@ -5,6 +5,8 @@ package network
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -58,8 +60,8 @@ func (n *Namespace) Running(name string) (running bool, err error) {
 }
 
 // MoveSender moves the sender's end of a link into a namespace in which nothing
-// is set up, and gives it there what it has had. Nothing else of the link can be
-// used afterwards.
+// is set up, and gives it there what it has had. When the namespace goes, the device
+// comes back, and [Network.RestoreSender] makes it usable again.
 func (n *Network) MoveSender(link Link, to *Namespace) error {
 	plan := plans[link]
 	err := n.Sender.device(plan.sender, func(handle *netlink.Handle, device netlink.Link) error {
@@ -71,12 +73,43 @@ func (n *Network) MoveSender(link Link, to *Namespace) error {
 	return n.readdress(link, to)
 }
 
-// RestoreSender raises the sender's end of a link that was lowered, and gives it
-// back what it lost.
+// RestoreSender raises the sender's end of a link that was lowered, or has been in
+// another namespace, and gives it back what it lost.
 func (n *Network) RestoreSender(link Link) error { return n.readdress(link, n.Sender) }
 
-// readdress raises the sender's end of a link in a namespace and gives it
-// addresses and neighbours.
+// ReadmitSender makes the sender's end of a link that is a NIC what it was, after it
+// had lost its driver: the device is a new one.
+func (n *Network) ReadmitSender(link Link) error {
+	plan := plans[link]
+	err := n.Sender.Do(func() error {
+		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("open netlink: %w", err)
+		}
+		defer handle.Close()
+		found, err := handle.LinkList()
+		if err != nil {
+			return fmt.Errorf("list network devices: %w", err)
+		}
+		at := slices.IndexFunc(found, func(device netlink.Link) bool {
+			return device.Attrs().HardwareAddr.String() == plan.port.MAC()
+		})
+		if at < 0 {
+			return fmt.Errorf("%w: none has the address of port %s", ErrNoDevice, plan.port)
+		}
+		if err := handle.LinkSetName(found[at], plan.sender); err != nil {
+			return fmt.Errorf("name %s: %w", plan.sender, err)
+		}
+		return raiseQueueLimit(plan.sender)
+	})
+	if err != nil {
+		return err
+	}
+	return n.RestoreSender(link)
+}
+
+// readdress raises the sender's end of a link in a namespace, gives it addresses and
+// neighbours, and waits until the link passes traffic.
 func (n *Network) readdress(link Link, in *Namespace) error {
 	plan := plans[link]
 	wire := &wire{link: link}
@@ -98,5 +131,8 @@ func (n *Network) readdress(link Link, in *Namespace) error {
 	if err := wire.ends[0].side.handle.LinkSetUp(wire.ends[0].device); err != nil {
 		return fmt.Errorf("raise %s: %w", plan.sender, err)
 	}
-	return wire.address(0)
+	if err := wire.address(0); err != nil {
+		return err
+	}
+	return wire.awaitCarrier(time.Now().Add(carrierPatience))
 }

@@ -42,9 +42,9 @@ func Save(ctx context.Context, options Options) (*Base, error) {
 // Close frees the memory that the base holds. Runs must have ended.
 func (b *Base) Close() { b.stock.close() }
 
-// Run runs instances in this order, but those that need other processors later and
-// those that destroy their machine last, from the state the base was saved in. Of the
-// options it uses all but Wanted. Results and errors are those of Run.
+// Run runs instances in this order, but those that need other processors later, from
+// the state the base was saved in. Of the options it uses all but Wanted. Results and
+// errors are those of Run.
 func (b *Base) Run(ctx context.Context, options Options, instances []link.Instance) (*Result, error) {
 	r, err := newRunner(options, 1, &b.stock)
 	if err != nil {

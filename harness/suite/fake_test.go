@@ -25,8 +25,8 @@ type laboratory struct {
 	t         *testing.T
 	instances []string
 	behaviour map[string]behaviour
-	// destroys and concurrent name the instances that say so of themselves.
-	destroys, concurrent map[string]bool
+	// concurrent names the instances that say so of themselves.
+	concurrent map[string]bool
 	// noHello keeps the agent from coming up; its console shows boot.
 	noHello bool
 	// features are what the agent says it has. Leaks and counters are what its
@@ -87,7 +87,7 @@ func (l *laboratory) start(console func(string), processors int, hello bool) *fa
 		if hello {
 			body := link.Hello{Version: link.Version, Features: l.features, Trace: l.traced}
 			for _, id := range l.instances {
-				body.Instances = append(body.Instances, link.Instance{ID: id, Name: id, Level: "MUST", Concurrent: l.concurrent[id], Destroys: l.destroys[id]})
+				body.Instances = append(body.Instances, link.Instance{ID: id, Name: id, Level: "MUST", Concurrent: l.concurrent[id]})
 			}
 			if conn.Send(link.KindHello, body) != nil {
 				return
@@ -112,7 +112,7 @@ type fakeVM struct {
 	done    chan struct{}
 	err     error
 	onNMI   func()
-	lost    bool // its worker is
+	idle    bool // its worker runs no more cases
 	ran     int  // its place in lab.ran, from 1; 0 before it ran anything
 }
 
@@ -175,7 +175,7 @@ func (vm *fakeVM) run(conn *link.Conn) {
 				return
 			default:
 			}
-			if vm.lost {
+			if vm.idle {
 				return
 			}
 		}
@@ -283,11 +283,19 @@ func ends(status, detail string) behaviour {
 	}
 }
 
+// spends is a case that fails because it cannot put back what it took away.
+func spends(detail string) behaviour {
+	return func(vm *fakeVM, conn *link.Conn, id string) {
+		vm.idle = true
+		vm.end(conn, link.CaseEnd{ID: id, Status: "fail", Detail: detail, Spent: true})
+	}
+}
+
 // kills is a case that takes its worker along, which has sent so many frames in all;
 // PID 1 says so before the last of them.
 func kills(lost link.Lost, last ...string) behaviour {
 	return func(vm *fakeVM, conn *link.Conn, id string) {
-		vm.lost = true
+		vm.idle = true
 		vm.console("[    4.000000] " + link.EndMark)
 		_ = vm.pid1.Send(link.KindLog, link.Log{ID: id, Lines: []string{"SIGQUIT: quit"}})
 		_ = vm.pid1.Send(link.KindLost, lost)

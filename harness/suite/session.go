@@ -85,12 +85,6 @@ func newSession(r *runner, processors int) *session {
 	}
 }
 
-// suits tells whether a case can run in this machine. What destroys it gets one in
-// which nothing else has run, so that it does not matter which runner takes the case.
-func (s *session) suits(instance link.Instance) bool {
-	return s.processors == processorsOf(instance) && !(instance.Destroys && len(s.history) > 0)
-}
-
 // attach starts reading the links of vm.
 func (s *session) attach(vm VM, conn, cases *link.Conn) {
 	s.vm, s.conn, s.cases = vm, conn, cases
@@ -578,6 +572,9 @@ func (w *watch) caseEnd(ctx context.Context, end link.CaseEnd) error {
 		status, detail = verdict.Fail, fmt.Sprintf("the kernel became tainted (bits %#x) while the case ran, and said nothing on the console", fresh)
 	}
 	w.finish(status, detail)
+	if end.Spent {
+		return errSpent
+	}
 	return nil
 }
 

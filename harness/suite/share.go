@@ -22,12 +22,10 @@ const fewest = 32
 // share runs the instances in as many machines at a time as there may be. First
 // is the runner of one of them, with its machine or only what there is in the stock.
 // Which cases run in one machine depends on nothing but the instances, so that a run
-// can be repeated. Those that destroy their machine have one each, so whichever
-// runner has nothing else left takes the next.
+// can be repeated.
 func share(ctx context.Context, first *runner, instances []link.Instance) (*Result, error) {
 	joint := &joint{Options: first.Options, total: len(instances)}
-	shares, rest := deal(instances, worthwhile(instances, max(first.Machines, 1)))
-	destroying := &queue{instances: rest}
+	shares := deal(instances, worthwhile(instances, max(first.Machines, 1)))
 	runners := []*runner{first}
 	for number := 2; number <= len(shares); number++ {
 		r, err := newRunner(first.Options, number, first.stock)
@@ -42,7 +40,6 @@ func share(ctx context.Context, first *runner, instances []link.Instance) (*Resu
 	group, ctx := errgroup.WithContext(ctx)
 	for i, r := range runners {
 		joint.join(&r.Options)
-		r.destroying = destroying
 		for _, instance := range shares[i] {
 			r.want(instance)
 		}
@@ -52,27 +49,7 @@ func share(ctx context.Context, first *runner, instances []link.Instance) (*Resu
 		})
 	}
 	err := group.Wait()
-	for instance, left := destroying.take(); left; instance, left = destroying.take() {
-		first.want(instance) // which nobody has come to
-	}
 	return merge(runners, instances), err
-}
-
-// queue hands out cases one by one.
-type queue struct {
-	lock      sync.Mutex
-	instances []link.Instance
-}
-
-// take returns the next case, unless there is none.
-func (q *queue) take() (instance link.Instance, found bool) {
-	q.lock.Lock()
-	defer q.lock.Unlock()
-	if len(q.instances) == 0 {
-		return link.Instance{}, false
-	}
-	instance, q.instances = q.instances[0], q.instances[1:]
-	return instance, true
 }
 
 // kinds is how many kinds of machine the instances need.
@@ -100,11 +77,10 @@ const (
 	otherBootWeight  = 60
 )
 
-// deal gives each of so many machines its share, and returns the cases that destroy
-// theirs, which belong to none. Of cases of both kinds the concurrent ones go to half
-// of the machines only: those run for a while with twice the processors, of which the
-// host has no more than machines.
-func deal(instances []link.Instance, machines int) (shares [][]link.Instance, destroying []link.Instance) {
+// deal gives each of so many machines its share. Of cases of both kinds the concurrent
+// ones go to half of the machines only: those run for a while with twice the
+// processors, of which the host has no more than machines.
+func deal(instances []link.Instance, machines int) (shares [][]link.Instance) {
 	firstConcurrent := machines / together
 	if kinds(instances) == 1 {
 		firstConcurrent = 0
@@ -127,12 +103,9 @@ func deal(instances []link.Instance, machines int) (shares [][]link.Instance, de
 	}
 	var common []link.Instance
 	for _, instance := range instances {
-		switch {
-		case instance.Destroys:
-			destroying = append(destroying, instance)
-		case instance.Concurrent:
+		if instance.Concurrent {
 			give(instance, concurrentWeight, firstConcurrent, 0)
-		default:
+		} else {
 			common = append(common, instance)
 		}
 	}
@@ -146,7 +119,7 @@ func deal(instances []link.Instance, machines int) (shares [][]link.Instance, de
 		}
 		give(instance, 1, 0, turn)
 	}
-	return shares, destroying
+	return shares
 }
 
 // joint makes the calls of several runners those of one.

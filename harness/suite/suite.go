@@ -151,8 +151,6 @@ type runner struct {
 	instances map[string]link.Instance
 	// session is with the machine that runs, nil if none does.
 	session *session
-	// destroying has the cases that need a machine each; runners share it.
-	destroying *queue
 }
 
 // newRunner makes the runner of that number.
@@ -269,18 +267,13 @@ func (r *runner) runAll(ctx context.Context) error {
 	for {
 		left := r.unfinished()
 		if len(left) == 0 {
-			instance, found := r.destroying.take()
-			if !found {
-				return r.shutdown(ctx)
-			}
-			r.want(instance)
-			left = []string{instance.ID}
+			return r.shutdown(ctx)
 		}
 		if r.enough() {
 			return nil // close throws the machine away in the middle of its work
 		}
 		batch, processors := r.batch(left)
-		if r.session != nil && !r.session.suits(r.instances[batch[0]]) {
+		if r.session != nil && r.session.processors != processors {
 			if err := r.shutdown(ctx); err != nil {
 				return err
 			}
@@ -294,7 +287,7 @@ func (r *runner) runAll(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err == nil && r.instances[batch[0]].Destroys || errors.Is(err, errSpent) {
+		if errors.Is(err, errSpent) {
 			if err := r.shutdown(ctx); err != nil {
 				return err
 			}
@@ -327,7 +320,6 @@ func (r *runner) enough() bool { return r.Enough != nil && r.Enough() }
 
 // batch returns those of the cases that are left that can run in one machine, and
 // its processors: first those for the machine that runs, then those for any other.
-// One that destroys its machine, which is the only one left then, is alone.
 func (r *runner) batch(left []string) (batch []string, processors int) {
 	kinds := []int{alone, together}
 	if r.session != nil && r.session.processors == together {
@@ -335,15 +327,16 @@ func (r *runner) batch(left []string) (batch []string, processors int) {
 	}
 	for _, kind := range kinds {
 		for _, id := range left {
-			if instance := r.instances[id]; !instance.Destroys && processorsOf(instance) == kind {
+			if processorsOf(r.instances[id]) == kind {
 				batch = append(batch, id)
 			}
 		}
 		if len(batch) > 0 {
-			return batch, kind
+			processors = kind
+			break
 		}
 	}
-	return left[:1], processorsOf(r.instances[left[0]])
+	return batch, processors
 }
 
 func (r *runner) find(id string) *verdict.Case {
@@ -390,7 +383,7 @@ func (r *runner) shutdown(ctx context.Context) error {
 // run cases. The case that ran has got its status.
 var (
 	errLost  = errors.New("machine lost")
-	errSpent = errors.New("worker lost")
+	errSpent = errors.New("no other case can run")
 )
 
 func lost(format string, args ...any) error {

@@ -125,47 +125,41 @@ func TestOnlyWantedCasesRun(t *testing.T) {
 	}
 }
 
-func TestCasesThatDestroyTheirMachineRunLastAndOnePerMachine(t *testing.T) {
-	lab := &laboratory{
-		instances: []string{"a", "unplugs", "b", "removes", "c"},
-		destroys:  map[string]bool{"unplugs": true, "removes": true},
-		behaviour: map[string]behaviour{"unplugs": ends("fail", "a send was never notified")},
-	}
-	result, err := run(t, lab, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := map[string]verdict.Status{
-		"a": verdict.Pass, "unplugs": verdict.Fail, "b": verdict.Pass, "removes": verdict.Pass, "c": verdict.Pass,
-	}
-	if diff := cmp.Diff(want, statuses(result)); diff != "" {
-		t.Error(diff)
-	}
-	ran := [][]string{{"a", "b", "c"}, {"unplugs"}, {"removes"}}
-	if diff := cmp.Diff(ran, lab.ran); diff != "" {
-		t.Errorf("what ran in each machine: %s", diff)
-	}
-	if lab.boots != 1 || lab.restores != 2 {
-		t.Errorf("%d boots, %d restores", lab.boots, lab.restores)
-	}
-}
-
-// A machine in which nothing has run is as good as a new one.
-func TestFirstCaseDestroysItsMachine(t *testing.T) {
-	lab := &laboratory{instances: []string{"unplugs"}, destroys: map[string]bool{"unplugs": true}}
-	if _, err := run(t, lab, nil); err != nil {
-		t.Fatal(err)
-	}
-	if lab.boots != 1 || lab.restores != 0 {
-		t.Errorf("%d boots, %d restores", lab.boots, lab.restores)
+// What a case cannot put back is missing to all others, which get another machine.
+func TestCaseThatSpendsItsMachine(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		instances []string
+		ran       [][]string // what each machine is asked for
+	}{
+		{"others are left", []string{"a", "unplugs", "b", "c"}, [][]string{{"a", "unplugs", "b", "c"}, {"b", "c"}}},
+		{"it is the last", []string{"a", "unplugs"}, [][]string{{"a", "unplugs"}}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			lab := &laboratory{instances: test.instances, behaviour: map[string]behaviour{"unplugs": spends("the device did not come back")}}
+			result, err := run(t, lab, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range result.Cases {
+				if (c.Status == verdict.Fail) != (c.ID == "unplugs") {
+					t.Errorf("%s: %s", c.ID, c.Status)
+				}
+			}
+			if diff := cmp.Diff(test.ran, lab.ran); diff != "" {
+				t.Errorf("what each machine was asked for: %s", diff)
+			}
+			if lab.boots != 1 || lab.restores != len(test.ran)-1 {
+				t.Errorf("%d boots, %d restores", lab.boots, lab.restores)
+			}
+		})
 	}
 }
 
 func TestConcurrentCasesRunInAMachineWithMoreProcessors(t *testing.T) {
 	lab := &laboratory{
-		instances:  []string{"a", "races", "unplugs", "b", "crashes"},
+		instances:  []string{"a", "races", "b", "crashes"},
 		concurrent: map[string]bool{"races": true, "crashes": true},
-		destroys:   map[string]bool{"unplugs": true},
 		behaviour:  map[string]behaviour{"races": prints(hangs(), oops...)},
 	}
 	result, err := run(t, lab, nil)
@@ -173,20 +167,20 @@ func TestConcurrentCasesRunInAMachineWithMoreProcessors(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]verdict.Status{
-		"a": verdict.Pass, "races": verdict.Crash, "unplugs": verdict.Pass, "b": verdict.Pass, "crashes": verdict.Pass,
+		"a": verdict.Pass, "races": verdict.Crash, "b": verdict.Pass, "crashes": verdict.Pass,
 	}
 	if diff := cmp.Diff(want, statuses(result)); diff != "" {
 		t.Error(diff)
 	}
 	// The second goes on with what the crash left of the first.
-	ran := [][]string{{"a", "b"}, {"races", "crashes"}, {"crashes"}, {"unplugs"}}
+	ran := [][]string{{"a", "b"}, {"races", "crashes"}, {"crashes"}}
 	if diff := cmp.Diff(ran, lab.ran); diff != "" {
 		t.Errorf("what ran in each machine: %s", diff)
 	}
-	if diff := cmp.Diff([]int{1, 2, 2, 1}, lab.processors); diff != "" {
+	if diff := cmp.Diff([]int{1, 2, 2}, lab.processors); diff != "" {
 		t.Errorf("the processors of each machine: %s", diff)
 	}
-	if lab.boots != 2 || lab.restores != 2 {
+	if lab.boots != 2 || lab.restores != 1 {
 		t.Errorf("%d boots, %d restores", lab.boots, lab.restores)
 	}
 }
@@ -206,22 +200,6 @@ func TestOnlyConcurrentCasesTakeOneMachine(t *testing.T) {
 	}
 	if diff := cmp.Diff([]int{2}, lab.processors); diff != "" || lab.boots != 1 {
 		t.Errorf("%d boots, the processors of each machine: %s", lab.boots, diff)
-	}
-}
-
-func TestCrashOfACaseThatDestroysItsMachine(t *testing.T) {
-	lab := &laboratory{
-		instances: []string{"unplugs", "removes", "a"},
-		destroys:  map[string]bool{"unplugs": true, "removes": true},
-		behaviour: map[string]behaviour{"unplugs": prints(hangs(), oops...)},
-	}
-	result, err := run(t, lab, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := map[string]verdict.Status{"unplugs": verdict.Crash, "removes": verdict.Pass, "a": verdict.Pass}
-	if diff := cmp.Diff(want, statuses(result)); diff != "" {
-		t.Error(diff)
 	}
 }
 
