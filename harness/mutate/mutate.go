@@ -144,34 +144,50 @@ func Run(ctx context.Context, lab Laboratory, baseline *Baseline, options Option
 	for _, failure := range baseline.Failures {
 		unreliable[failure.Case] = true
 	}
+	plans := plans(lab, options)
+	for i := range plans {
+		plans[i] = slices.DeleteFunc(plans[i], func(instance link.Instance) bool { return unreliable[instance.ID] })
+	}
 	results := make([]Result, len(options.Mutants))
 	var lock sync.Mutex // guards finished and the calls of OnResult and Progress
 	finished := 0
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(max(options.Parallel, 1))
-	for i, instances := range plans(lab, options) {
+	try := func(ctx context.Context, i int) error {
 		m := options.Mutants[i]
-		instances = slices.DeleteFunc(instances, func(instance link.Instance) bool { return unreliable[instance.ID] })
-		group.Go(func() error {
-			result, err := runMutant(ctx, lab, m, instances, options)
-			if err != nil {
-				return fmt.Errorf("mutant %s: %w", m.Name, err)
-			}
-			lock.Lock()
-			defer lock.Unlock()
-			results[i] = *result
-			finished++
-			options.Progress.Report(progress.Update{
-				Done: int64(finished), Total: int64(len(results)), Unit: progress.Mutants, What: m.Name,
-			})
-			if options.OnResult != nil {
-				options.OnResult(*result)
-			}
-			return nil
+		result, err := runMutant(ctx, lab, m, plans[i], options)
+		if err != nil {
+			return fmt.Errorf("mutant %s: %w", m.Name, err)
+		}
+		lock.Lock()
+		defer lock.Unlock()
+		results[i] = *result
+		finished++
+		options.Progress.Report(progress.Update{
+			Done: int64(finished), Total: int64(len(results)), Unit: progress.Mutants, What: m.Name,
 		})
+		if options.OnResult != nil {
+			options.OnResult(*result)
+		}
+		return nil
 	}
-	err := group.Wait()
+	// A race takes two processors that really run at the same time, which the host
+	// does not have for a machine among several.
+	err := tryAll(ctx, max(options.Parallel, 1), options.Mutants, false, try)
+	if err == nil {
+		err = tryAll(ctx, 1, options.Mutants, true, try)
+	}
 	return slices.DeleteFunc(results, func(result Result) bool { return result.Verdict == "" }), err
+}
+
+// tryAll tries the mutants that are racy, or those that are not, so many at a time.
+func tryAll(ctx context.Context, parallel int, all []mutants.Mutant, racy bool, try func(ctx context.Context, i int) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(parallel)
+	for i, m := range all {
+		if m.Racy == racy {
+			group.Go(func() error { return try(ctx, i) })
+		}
+	}
+	return group.Wait()
 }
 
 func plans(lab Laboratory, options Options) [][]link.Instance {
@@ -236,6 +252,10 @@ func failed(status verdict.Status) bool {
 	return status == verdict.Fail || status == verdict.Crash || status == verdict.Timeout
 }
 
+// racyRounds is how often the cases run on a mutant that shows in a race, until one
+// fails.
+const racyRounds = 3
+
 func runMutant(ctx context.Context, lab Laboratory, m mutants.Mutant, instances []link.Instance, options Options) (*Result, error) {
 	result := &Result{Mutant: m, Verdict: Survived}
 	if len(instances) == 0 {
@@ -243,6 +263,7 @@ func runMutant(ctx context.Context, lab Laboratory, m mutants.Mutant, instances 
 		return result, nil
 	}
 	started := time.Now()
+	rounds := 1
 	for left := instances; len(left) > 0; {
 		kills := len(result.KilledBy)
 		outcome, err := run(ctx, lab, m.Name, m.Name, left, options, suite.Options{
@@ -256,9 +277,10 @@ func runMutant(ctx context.Context, lab Laboratory, m mutants.Mutant, instances 
 		if err != nil {
 			return nil, err
 		}
-		ran, skipped := count(outcome)
-		result.Ran += ran
-		result.Skipped += skipped
+		if ran, skipped := count(outcome); rounds == 1 {
+			result.Ran += ran
+			result.Skipped += skipped
+		}
 		if err := judge(ctx, lab, result, outcome, left, options); err != nil {
 			return nil, err
 		}
@@ -266,6 +288,10 @@ func runMutant(ctx context.Context, lab Laboratory, m mutants.Mutant, instances 
 			break
 		}
 		left = unfinished(left, outcome)
+		if m.Racy && len(left) == 0 && len(result.KilledBy) == 0 && rounds < racyRounds {
+			left = instances
+			rounds++
+		}
 	}
 	result.Seconds = time.Since(started).Seconds()
 	if len(result.KilledBy) > 0 {

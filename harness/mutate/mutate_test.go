@@ -41,6 +41,8 @@ type fakeLab struct {
 	ran  map[string][]string // by mutant, ids in order
 	// once holds "mutant case" of those that fail the first time only.
 	once map[string]bool
+	// round is in which round, from 0, a case fails on a mutant.
+	round map[string]int
 }
 
 func (l *fakeLab) Instances() []link.Instance { return l.instances }
@@ -73,6 +75,9 @@ func (l *fakeLab) Run(_ context.Context, mutant string, instances []link.Instanc
 		if key := mutant + " " + c.ID; l.once[key] && !slices.Contains(l.ran[mutant], c.ID) {
 			c.Status = verdict.Fail
 		}
+		if round, ok := l.round[mutant+" "+c.ID]; ok && round == occurrences(l.ran[mutant], c.ID) {
+			c.Status = verdict.Fail
+		}
 		if status, ok := l.fails[mutant+" "+c.ID]; ok {
 			c.Status, c.Detail = status, "expected that, came this\nand more"
 		}
@@ -85,6 +90,10 @@ func (l *fakeLab) Run(_ context.Context, mutant string, instances []link.Instanc
 		}
 	}
 	return result, l.broken[mutant]
+}
+
+func occurrences(all []string, one string) int {
+	return len(slices.DeleteFunc(slices.Clone(all), func(each string) bool { return each != one }))
 }
 
 func instance(id string, covers ...string) link.Instance {
@@ -224,6 +233,30 @@ func TestKillsHappenAgain(t *testing.T) {
 	}
 	if results[0].Ran != 3 {
 		t.Errorf("%d cases ran on a mutant that a flake seemed to kill, 3 cover its id", results[0].Ran)
+	}
+}
+
+// A race that is not lost the first time is tried again, when the others are done.
+func TestRacesAreTriedAgain(t *testing.T) {
+	lab := newLab()
+	lab.round = map[string]int{"late order:tcp": racyRounds - 1}
+	lab.fails = map[string]verdict.Status{"sure fifo:tcp": verdict.Fail}
+	late, never := mutant("late", "N01"), mutant("never", "N01")
+	late.Racy, never.Racy = true, true
+	var order []string
+	results, err := Run(t.Context(), lab, &Baseline{}, Options{
+		Kills: 1, Parallel: 3, Mutants: []mutants.Mutant{late, never, mutant("sure", "N01")},
+		OnResult: func(result Result) { order = append(order, result.Name) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"late": "killed order (N01)", "never": "survived: 3 cases that cover its ids passed", "sure": "killed fifo (N01)"}
+	if diff := cmp.Diff(want, verdicts(results)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"sure", "late", "never"}, order); diff != "" {
+		t.Errorf("order: %s", diff)
 	}
 }
 
