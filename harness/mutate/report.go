@@ -124,8 +124,9 @@ func (r *Report) WriteMarkdown(w io.Writer) error {
 
 Mutants are kernels that are broken on purpose, each in one small way. A mutant
 counts as killed if a case fails that covers one of the ids it was made for, and
-fails again when it is repeated. A failed case with a kernel splat covers R04 as
-well, because the harness looks for splats around every case.
+fails again when it is repeated. One that shows only in a race between processors is
+tried alone, up to three times until a case fails. A failed case with a kernel splat
+covers R04 as well, because the harness looks for splats around every case.
 
 `)
 	fmt.Fprintf(&text, "Linux %s, %s, configuration %s. ", r.Kernel.Version, r.Machine.Accel, strings.Join(r.Kernel.Config, " "))

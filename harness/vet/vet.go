@@ -128,10 +128,14 @@ func configuration(options Options) (*kconfig.Set, error) {
 }
 
 func restores(outcome *suite.Result) string {
-	if len(outcome.Restores) == 0 {
+	switch count := len(outcome.Restores); count {
+	case 0:
 		return ""
+	case 1:
+		return ", restored once"
+	default:
+		return fmt.Sprintf(", restored %d times", count)
 	}
-	return fmt.Sprintf(", restored %d times", len(outcome.Restores))
 }
 
 // Prepared is everything a machine needs, built.
