@@ -5,7 +5,6 @@ package network
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -15,14 +14,21 @@ import (
 // ErrNoDevice is returned for a device that is not in the namespace.
 var ErrNoDevice = errors.New("no such network device")
 
-// device runs f with a device of the namespace.
-func (n *Namespace) device(name string, f func(*netlink.Handle, netlink.Link) error) error {
+// netlink runs f in the namespace, with its netlink socket.
+func (n *Namespace) netlink(f func(*netlink.Handle) error) error {
 	return n.Do(func() error {
 		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return fmt.Errorf("open netlink: %w", err)
 		}
 		defer handle.Close()
+		return f(handle)
+	})
+}
+
+// device runs f with a device of the namespace.
+func (n *Namespace) device(name string, f func(*netlink.Handle, netlink.Link) error) error {
+	return n.netlink(func(handle *netlink.Handle) error {
 		device, err := handle.LinkByName(name)
 		if missing := (netlink.LinkNotFoundError{}); errors.As(err, &missing) {
 			return fmt.Errorf("%w: %s", ErrNoDevice, name)
@@ -81,26 +87,16 @@ func (n *Network) RestoreSender(link Link) error { return n.readdress(link, n.Se
 // had lost its driver: the device is a new one.
 func (n *Network) ReadmitSender(link Link) error {
 	plan := plans[link]
-	err := n.Sender.Do(func() error {
-		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	err := n.Sender.netlink(func(handle *netlink.Handle) error {
+		found, err := byAddress(handle)
 		if err != nil {
-			return fmt.Errorf("open netlink: %w", err)
+			return err
 		}
-		defer handle.Close()
-		found, err := handle.LinkList()
-		if err != nil {
-			return fmt.Errorf("list network devices: %w", err)
-		}
-		at := slices.IndexFunc(found, func(device netlink.Link) bool {
-			return device.Attrs().HardwareAddr.String() == plan.port.MAC()
-		})
-		if at < 0 {
+		device := found[plan.port.MAC()]
+		if device == nil {
 			return fmt.Errorf("%w: none has the address of port %s", ErrNoDevice, plan.port)
 		}
-		if err := handle.LinkSetName(found[at], plan.sender); err != nil {
-			return fmt.Errorf("name %s: %w", plan.sender, err)
-		}
-		return raiseQueueLimit(plan.sender)
+		return admit(handle, device, plan.sender)
 	})
 	if err != nil {
 		return err

@@ -117,13 +117,9 @@ func (n *Network) Lay() error {
 	}
 	defer receiver.handle.Close()
 
-	found, err := sender.handle.LinkList()
+	devices, err := byAddress(sender.handle)
 	if err != nil {
-		return fmt.Errorf("list network devices: %w", err)
-	}
-	byAddress := make(map[string]netlink.Link)
-	for _, device := range found {
-		byAddress[device.Attrs().HardwareAddr.String()] = device
+		return err
 	}
 
 	for _, side := range []*side{sender, receiver} {
@@ -140,7 +136,7 @@ func (n *Network) Lay() error {
 		if link == Loopback {
 			continue
 		}
-		wire, err := lay(link, sender, receiver, byAddress)
+		wire, err := lay(link, sender, receiver, devices)
 		if err != nil {
 			n.Missing[link] = err.Error()
 			continue
@@ -170,7 +166,7 @@ type end struct {
 
 // lay puts the devices of a link into their namespaces and gives them addresses
 // and neighbours.
-func lay(link Link, sender, receiver *side, byAddress map[string]netlink.Link) (*wire, error) {
+func lay(link Link, sender, receiver *side, devices map[string]netlink.Link) (*wire, error) {
 	plan := plans[link]
 	names := [2]string{plan.sender, plan.receiver}
 	wire := &wire{link: link}
@@ -185,16 +181,12 @@ func lay(link Link, sender, receiver *side, byAddress map[string]netlink.Link) (
 			return nil, fmt.Errorf("make a veth pair: %w", err)
 		}
 	} else {
-		device, peer := byAddress[plan.port.MAC()], byAddress[plan.port.Peer().MAC()]
+		device, peer := devices[plan.port.MAC()], devices[plan.port.Peer().MAC()]
 		if device == nil || peer == nil {
 			return nil, fmt.Errorf("the machine has no NIC ports %s and %s", plan.port, plan.port.Peer())
 		}
 		for i, device := range []netlink.Link{device, peer} {
-			if err := sender.handle.LinkSetName(device, names[i]); err != nil {
-				return nil, fmt.Errorf("name %s: %w", names[i], err)
-			}
-			// Here, because sysfs shows the devices of this namespace only.
-			if err := raiseQueueLimit(names[i]); err != nil {
+			if err := admit(sender.handle, device, names[i]); err != nil {
 				return nil, err
 			}
 		}
@@ -276,6 +268,28 @@ func (w *wire) awaitCarrier(deadline time.Time) error {
 		}
 	}
 	return nil
+}
+
+// byAddress returns the devices of a namespace by their Ethernet addresses.
+func byAddress(handle *netlink.Handle) (map[string]netlink.Link, error) {
+	found, err := handle.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list network devices: %w", err)
+	}
+	devices := make(map[string]netlink.Link)
+	for _, device := range found {
+		devices[device.Attrs().HardwareAddr.String()] = device
+	}
+	return devices, nil
+}
+
+// admit gives a NIC its name and its queue limit. It is in the sender's namespace
+// then, whose devices are the only ones that sysfs shows.
+func admit(handle *netlink.Handle, device netlink.Link, name string) error {
+	if err := handle.LinkSetName(device, name); err != nil {
+		return fmt.Errorf("name %s: %w", name, err)
+	}
+	return raiseQueueLimit(name)
 }
 
 // raiseQueueLimit sets the byte queue limits of a NIC. A driver or kernel

@@ -363,8 +363,8 @@ func (s *session) powerOff(ctx context.Context) error {
 
 // runIn has the agent of s run the cases in left, in this order, and returns how
 // many of them got a status. The error is errLost when the machine cannot be used
-// any more, errSpent when it has lost its worker; the case that ran has its status
-// then.
+// any more, errSpent when no other case can run in it; the case that ran has its
+// status then.
 func (r *runner) runIn(ctx context.Context, s *session, left []string) (finished int, err error) {
 	parameters := r.Parameters
 	parameters.CaseTimeout = r.Patience.Case

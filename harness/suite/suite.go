@@ -321,22 +321,15 @@ func (r *runner) enough() bool { return r.Enough != nil && r.Enough() }
 // batch returns those of the cases that are left that can run in one machine, and
 // its processors: first those for the machine that runs, then those for any other.
 func (r *runner) batch(left []string) (batch []string, processors int) {
-	kinds := []int{alone, together}
-	if r.session != nil && r.session.processors == together {
-		slices.Reverse(kinds)
+	processors = alone
+	if r.session != nil {
+		processors = r.session.processors
 	}
-	for _, kind := range kinds {
-		for _, id := range left {
-			if processorsOf(r.instances[id]) == kind {
-				batch = append(batch, id)
-			}
-		}
-		if len(batch) > 0 {
-			processors = kind
-			break
-		}
+	fits := func(id string) bool { return processorsOf(r.instances[id]) == processors }
+	if !slices.ContainsFunc(left, fits) {
+		processors = processorsOf(r.instances[left[0]])
 	}
-	return batch, processors
+	return slices.DeleteFunc(slices.Clone(left), func(id string) bool { return !fits(id) }), processors
 }
 
 func (r *runner) find(id string) *verdict.Case {
