@@ -155,7 +155,7 @@ func role(steps []step, i int) string {
 		case s.Name == "listen":
 			return "listener"
 		case s.Name == "setsockopt" && s.Argument(1) == unix.SOL_SOCKET && s.Argument(2) == unix.SO_ZEROCOPY,
-			(s.Name == "sendmsg" || s.Name == "sendto" || s.Name == "sendmmsg") && s.Argument(1)&unix.MSG_ZEROCOPY != 0:
+			sends(s.Call) && s.Argument(1)&unix.MSG_ZEROCOPY != 0:
 			return "tx"
 		}
 	}
@@ -177,7 +177,7 @@ func (p *program) step(steps []step, i int) error {
 	if p.swallowed(steps, i) && len(s.waits) == 0 && s.begun == 0 && s.ended == 0 {
 		return nil
 	}
-	p.sent = p.sent || strings.HasPrefix(s.Name, "send")
+	p.sent = p.sent || sends(s.Call)
 	p.thread, p.part = s.thread, s.part
 	first := len(p.blocks)
 	if err := p.call(steps, i); err != nil {

@@ -16,7 +16,6 @@ package reproducer
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -383,17 +382,20 @@ func loops(blocks []block) []block {
 			i++
 			continue
 		}
-		loop := block{lines: []string{fmt.Sprintf("for (turn = 0; turn < %d; turn++) {", times)}}
-		for _, b := range blocks[i : i+best] {
-			for _, line := range strings.Split(strings.Join(b.text(), "\n"), "\n") {
-				loop.lines = append(loop.lines, "\t"+line)
-			}
-		}
-		loop.lines = append(loop.lines, "}")
-		out = append(out, loop)
+		out = append(out, loop(fmt.Sprintf("for (turn = 0; turn < %d; turn++)", times), linesOf(blocks[i:i+best])))
 		i += best * times
 	}
 	return out
+}
+
+// loop is a loop around lines.
+func loop(head string, lines []string) block {
+	b := block{lines: []string{head + " {"}}
+	for _, line := range lines {
+		b.lines = append(b.lines, "\t"+line)
+	}
+	b.lines = append(b.lines, "}")
+	return b
 }
 
 func equal(a, b []block) bool {

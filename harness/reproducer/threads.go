@@ -379,12 +379,7 @@ func (p *program) while(blocks []block) []block {
 			lines = append(lines, strings.Split(text, "\n")...)
 		}
 	}
-	loop := block{lines: []string{"while (!finished) {"}}
-	for _, line := range lines {
-		loop.lines = append(loop.lines, "\t"+line)
-	}
-	loop.lines = append(loop.lines, "}")
-	return []block{loop}
+	return []block{loop("while (!finished)", lines)}
 }
 
 // repetitions is how often threads make the calls that are known of them, where that
@@ -402,12 +397,7 @@ func again(blocks []block, times int64) []block {
 	if times == 1 || len(blocks) == 0 {
 		return blocks
 	}
-	loop := block{lines: []string{fmt.Sprintf("for (again = 0; again < %d; again++) {", times)}}
-	for _, line := range linesOf(blocks) {
-		loop.lines = append(loop.lines, "\t"+line)
-	}
-	loop.lines = append(loop.lines, "}")
-	return []block{loop}
+	return []block{loop(fmt.Sprintf("for (again = 0; again < %d; again++)", times), linesOf(blocks))}
 }
 
 // function is a function of the program.
@@ -433,10 +423,8 @@ func (p *program) functions() (first, own, last []block, of [][]block) {
 	for thread := range of {
 		if p.unordered() && p.threads.unwatched && p.threads.reads[thread] && len(of[thread]) > 0 {
 			of[thread] = p.while(of[thread])
-		} else {
-			if of[thread] = loops(of[thread]); p.threads.repeats[thread] {
-				of[thread] = again(of[thread], p.repetitions())
-			}
+		} else if of[thread] = loops(of[thread]); p.threads.repeats[thread] {
+			of[thread] = again(of[thread], p.repetitions())
 		}
 	}
 	if !p.unordered() { // the case's own thread goes on in the function that starts the others
